@@ -1,0 +1,1 @@
+"""Recipes for training and sharding plans, as YAML files."""

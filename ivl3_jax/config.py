@@ -1,0 +1,245 @@
+"""What a model is made of: frozen dataclasses and the seven published sizes.
+
+Every dimension and special-token id of a checkpoint is read from its own files. The table of published sizes serves
+fresh models and test expectations, and is never a silent default for a file that lacks a field.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+ROPE_TYPES = ("default", "dynamic")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be a positive number")
+
+
+def _divides(config: Any, whole: str, part: str) -> None:
+    a, b = getattr(config, whole), getattr(config, part)
+    if a % b:
+        raise ValueError(f"{type(config).__name__}.{whole} is {a}; it must be a multiple of {part}, which is {b}")
+
+
+def _choice(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+    if getattr(config, name) not in allowed:
+        raise ValueError(
+            f"{type(config).__name__}.{name} is {getattr(config, name)!r}; it must be one of {', '.join(allowed)}"
+        )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """InternViT in both published styles (300M: LayerNorm and qkv bias; 6B: RMSNorm and qk-norm, no qkv bias).
+
+    Attributes:
+        layers, width, heads, mlp: depth, hidden size, attention heads, hidden size of the MLP.
+        image_size, patch_size: pixels of a square tile and of a square patch.
+        norm: kind of both norms of a block. norm_eps: their epsilon.
+        qk_norm: RMSNorm of q and k over the concatenated heads, before the split into heads.
+        qkv_bias: whether q, k and v have biases (all other projections always have).
+        layer_scale: initial value of the two residual scales of a block.
+        drop_path: stochastic depth of the last layer while training; grows linearly from 0 at the first.
+        initializer_range: standard deviation of freshly initialised kernels.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    image_size: int = 448
+    patch_size: int = 14
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    qkv_bias: bool = True
+    layer_scale: float = 0.1
+    drop_path: float = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        _positive(self, "layers", "width", "heads", "mlp", "image_size", "patch_size", "norm_eps")
+        _divides(self, "width", "heads")
+        _divides(self, "image_size", "patch_size")
+        _choice(self, "norm", ("layer_norm", "rms_norm"))
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"VisionConfig.drop_path is {self.drop_path}; it must be at least 0 and below 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position table: the patches and the CLS slot before them."""
+        return self.patches + 1
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """Pixel unshuffle and the two-layer MLP into the decoder's width.
+
+    Attributes:
+        downsample: patches along each side merged into one visual token (1 / downsample_ratio).
+        norm_eps: epsilon of its LayerNorm, PyTorch's default in the reference.
+    """
+
+    downsample: int = 2
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _positive(self, "downsample", "norm_eps")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies change past the trained length.
+
+    `dynamic` (NTK) leaves them alone up to `max_positions`, so both types agree there; longer rows are refused.
+    """
+
+    type: Literal["default", "dynamic"] = "default"
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _choice(self, "type", ROPE_TYPES)
+        _positive(self, "factor")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A Qwen2.5 decoder: pre-norm, RMSNorm, SwiGLU, grouped-query attention with q/k/v biases, half-rotation rope.
+
+    Attributes:
+        layers, width, heads, kv_heads, head_dim, mlp, vocab: sizes; vocab is the number of embedding rows.
+        rope_theta: base of the rotary frequencies. max_positions: the trained length in tokens.
+        tie_embeddings: the output projection is the embedding table.
+        initializer_range: standard deviation of freshly initialised kernels.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    rope_theta: float = 1e6
+    rope_scaling: RopeScaling = RopeScaling()
+    max_positions: int = 32768
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        _positive(self, "layers", "width", "heads", "kv_heads", "head_dim", "mlp", "vocab", "rope_theta", "norm_eps")
+        _divides(self, "heads", "kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"DecoderConfig.head_dim is {self.head_dim}; rotary embeddings need an even number")
+
+
+@dataclass(frozen=True)
+class InternVLConfig:
+    """The whole model.
+
+    Attributes:
+        image_token_id: the token whose positions visual tokens take (`<IMG_CONTEXT>`).
+        select_layer: which entry of the ViT's hidden states the projector reads; -1 is the last block's raw output,
+            0 the embeddings, as `vision_feature_layer` of the `-hf` layout.
+    """
+
+    vision: VisionConfig
+    projector: ProjectorConfig
+    decoder: DecoderConfig
+    image_token_id: int
+    select_layer: int = -1
+
+    def __post_init__(self) -> None:
+        if self.vision.grid % self.projector.downsample:
+            raise ValueError(
+                f"a tile has {self.vision.grid} patches a side (image_size {self.vision.image_size} / patch_size "
+                f"{self.vision.patch_size}), which ProjectorConfig.downsample {self.projector.downsample} must divide"
+            )
+        if not -self.vision.layers - 1 <= self.select_layer <= self.vision.layers:
+            raise ValueError(
+                f"InternVLConfig.select_layer is {self.select_layer}; with {self.vision.layers} ViT layers it must "
+                f"lie in {-self.vision.layers - 1}..{self.vision.layers}"
+            )
+
+    @property
+    def tile_tokens(self) -> int:
+        """Visual tokens of one tile; 256 for every published size."""
+        return (self.vision.grid // self.projector.downsample) ** 2
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """A published size, e.g. `InternVL3-1B`.
+
+        Raises:
+            ValueError: the name is not one of `PRESETS`.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no size is named {name!r}; the published sizes are {', '.join(PRESETS)}")
+        vision, decoder, image_token_id = PRESETS[name]
+        return cls(vision, ProjectorConfig(), decoder, image_token_id)
+
+
+_VIT_300M = VisionConfig(layers=24, width=1024, heads=16, mlp=4096)
+_VIT_6B = VisionConfig(layers=45, width=3200, heads=25, mlp=12800, norm="rms_norm", qk_norm=True, qkv_bias=False)
+_QWEN = DecoderConfig(
+    layers=24,
+    width=896,
+    heads=14,
+    kv_heads=2,
+    head_dim=64,
+    mlp=4864,
+    vocab=151674,
+    rope_scaling=RopeScaling("dynamic", 2.0),
+)
+
+
+def _qwen(layers: int, width: int, heads: int, kv_heads: int, mlp: int) -> DecoderConfig:
+    return dataclasses.replace(_QWEN, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=128, mlp=mlp)
+
+
+# The published sizes (InternVL3, arXiv 2504.10479, table 1, and the released configs): vision, decoder, image token.
+# The 9B's decoder is InternLM3: no biases, its own rope. Its vocabulary is InternLM3's 128,512 rows and the nine
+# multimodal tokens, of which the image token is the third; a checkpoint's own files overrule both figures.
+PRESETS: dict[str, tuple[VisionConfig, DecoderConfig, int]] = {
+    "InternVL3-1B": (_VIT_300M, _QWEN, 151667),
+    "InternVL3-2B": (_VIT_300M, _qwen(28, 1536, 12, 2, 8960), 151667),
+    "InternVL3-8B": (_VIT_300M, _qwen(28, 3584, 28, 4, 18944), 151667),
+    "InternVL3-9B": (
+        _VIT_300M,
+        DecoderConfig(
+            layers=48,
+            width=4096,
+            heads=32,
+            kv_heads=2,
+            head_dim=128,
+            mlp=10240,
+            vocab=128521,
+            rope_theta=5e7,
+            rope_scaling=RopeScaling("dynamic", 6.0),
+            norm_eps=1e-5,
+            qkv_bias=False,
+        ),
+        128514,
+    ),
+    "InternVL3-14B": (_VIT_300M, _qwen(48, 5120, 40, 8, 13824), 151667),
+    "InternVL3-38B": (_VIT_6B, _qwen(64, 5120, 40, 8, 27648), 151667),
+    "InternVL3-78B": (_VIT_6B, _qwen(80, 8192, 64, 8, 29568), 151667),
+}

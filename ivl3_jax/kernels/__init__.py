@@ -1,0 +1,1 @@
+"""Attention and cross-entropy: one seam each, several implementations, one oracle."""

@@ -1,0 +1,92 @@
+"""The attention seam: callers say what, the platform decides how."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec, reshard
+
+from ivl3_jax.kernels import chunked_attention, oracle
+
+IMPLEMENTATIONS: dict[str, Callable] = {"oracle": oracle.attention, "chunked": chunked_attention.attention}
+DEFAULT = "chunked"
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    layout: PartitionSpec,
+    kv_layout: PartitionSpec,
+    segment_ids: jax.Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Softmax attention of every row within itself.
+
+    Args:
+        q: [B, S, N, H]. k, v: [B, S, K, H], where K divides N.
+        causal: a position sees itself and those before it in the row.
+        layout: of q and of the result. kv_layout: what k and v are brought to; their sequence is whole, and their
+            heads are either sharded as q's or replicated.
+        segment_ids: int32 [B, S]; positions see only their own segment. None: one segment.
+        implementation: a name in `IMPLEMENTATIONS`; None takes the one for the platform.
+
+    Returns:
+        [B, S, N, H] in q's dtype. Softmax and products accumulate in at least float32.
+
+    Raises:
+        ValueError: an unknown implementation.
+    """
+    name = implementation or DEFAULT
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    sequence, heads = layout[1], layout[2]
+    if heads is not None and kv_layout[2] is None:
+        # Each shard of the query heads needs its own kv heads out of the replicated ones.
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+        kv_layout = PartitionSpec(kv_layout[0], None, heads, None)
+    k, v = reshard(k, kv_layout), reshard(v, kv_layout)
+    rows = PartitionSpec(layout[0], sequence)
+
+    def local(q, k, v, segments):
+        offset = 0 if sequence is None else jax.lax.axis_index(sequence) * q.shape[1]
+        mine = everyone = None
+        if segments is not None:
+            mine = everyone = segments
+            if sequence is not None:
+                everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
+        return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset)
+
+    segments_in = () if segment_ids is None else (reshard(segment_ids, rows),)
+    run = jax.shard_map(
+        (lambda q, k, v: local(q, k, v, None)) if segment_ids is None else local,
+        in_specs=(layout, kv_layout, kv_layout, *(rows for _ in segments_in)),
+        out_specs=layout,
+        check_vma=False,
+    )
+    return run(reshard(q, layout), k, v, *segments_in)
+
+
+def decode_attention(q: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> jax.Array:
+    """A few new queries of each row against its cache; the last query stands at position lengths - 1.
+
+    Args:
+        q: [B, S, N, H], the positions lengths - S .. lengths - 1.
+        keys, values: [B, C, K, H]; what lies at or past `lengths` is not looked at.
+        lengths: int32 [B].
+
+    Returns:
+        [B, S, N, H] in q's dtype.
+    """
+    B, S, N, H = q.shape
+    K = keys.shape[2]
+    accumulate = jnp.promote_types(q.dtype, jnp.float32)
+    grouped = q.reshape(B, S, K, N // K, H)
+    scores = jnp.einsum("bskgh,bckh->bkgsc", grouped, keys.astype(q.dtype), preferred_element_type=accumulate) * H**-0.5
+    place = lengths[:, None] - S + jnp.arange(S)
+    seen = jnp.arange(keys.shape[1]) <= place[:, :, None]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
+    y = jnp.einsum("bkgsc,bckh->bskgh", weights, values.astype(q.dtype), preferred_element_type=accumulate)
+    return y.reshape(B, S, N, H).astype(q.dtype)

@@ -1,0 +1,55 @@
+"""The cross-entropy seam: from hidden states straight to losses, so that full logits never exist."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec, reshard
+
+from ivl3_jax.kernels import chunked_cross_entropy, oracle
+
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "oracle": oracle.cross_entropy,
+    "chunked": chunked_cross_entropy.cross_entropy,
+}
+DEFAULT = "chunked"
+
+
+def cross_entropy(
+    x: jax.Array,
+    w: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    vocab: int,
+    layout: PartitionSpec,
+    vocab_axes: str | tuple[str, ...] | None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """weights * (logsumexp(x w) - (x w)[label]) of every position.
+
+    Args:
+        x: [B, S, D]. w: [D, V], whose columns from `vocab` on are padding.
+        labels: int32 [B, S]. weights: float32 [B, S]; where 0 nothing is computed and nothing flows back.
+        layout: of labels, weights and the result. vocab_axes: mesh axes over which w's columns are sharded.
+        implementation: a name in `IMPLEMENTATIONS`; None takes the one for the platform.
+
+    Returns:
+        [B, S] nats, in at least float32; differentiable in x and w.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot do a sharded vocabulary.
+    """
+    name = implementation or DEFAULT
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"cross-entropy implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    sharded = {} if name == "oracle" else {"axis": vocab_axes}
+    if name == "oracle" and vocab_axes is not None:
+        vocab_axes = None  # the oracle sees the whole vocabulary
+
+    def local(x, w, labels, weights):
+        flat = x.reshape(-1, x.shape[-1]), w, labels.reshape(-1), weights.reshape(-1)
+        return IMPLEMENTATIONS[name](*flat, vocab=vocab, **sharded).reshape(labels.shape)
+
+    x_layout, w_layout = PartitionSpec(*layout, None), PartitionSpec(None, vocab_axes)
+    run = jax.shard_map(local, in_specs=(x_layout, w_layout, layout, layout), out_specs=layout, check_vma=False)
+    return run(reshard(x, x_layout), reshard(w, w_layout), reshard(labels, layout), reshard(weights, layout))

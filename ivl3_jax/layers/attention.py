@@ -1,0 +1,90 @@
+"""The attention block: projections, optional qk-norm, optional rope, and the kernel seam."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ivl3_jax.kernels.attention import attention, decode_attention
+from ivl3_jax.layers.linear import Linear
+from ivl3_jax.layers.norm import RMSNorm
+from ivl3_jax.layers.parameter import normal
+from ivl3_jax.layers.rope import Rope, apply_rope
+from ivl3_jax.sharding.plan import Rules
+
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention, grouped-query where kv_heads < heads.
+
+    `axes` are the logical names of the two leading dimensions: ("batch", "sequence") in the decoder,
+    ("tiles", "positions") in the ViT; `out_axes` those of the output.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        axes: tuple[str, str],
+        out_axes: tuple[str, str],
+        causal: bool,
+        qkv_bias: bool,
+        out_bias: bool,
+        qk_norm_eps: float | None,
+        std: float,
+        rules: Rules,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ) -> None:
+        self.axes, self.out_axes, self.causal, self.rules = axes, out_axes, causal, rules
+        self.kv_axis = "heads" if kv_heads == heads else "kv_heads"
+        shared = {"init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
+        self.q = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
+        self.k = Linear({"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
+        self.v = Linear({"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
+        self.out = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=out_bias, **shared)
+        if qk_norm_eps is not None:
+            all_heads = {"heads": heads, "head_dim": head_dim}
+            self.q_norm = RMSNorm(all_heads, qk_norm_eps, rules=rules, rngs=rngs, dtype=dtype)
+            self.k_norm = RMSNorm(all_heads, qk_norm_eps, rules=rules, rngs=rngs, dtype=dtype)
+
+    def project(self, x: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, D] to q [B, S, N, H], k and v [B, S, K, H], rotated where `rope` is given."""
+        q, k, v = self.q(x, *self.axes), self.k(x, *self.axes), self.v(x, *self.axes)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        return q, k, v
+
+    def __call__(
+        self, x: jax.Array, rope: Rope | None = None, segment_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        """x [B, S, D] attends within itself; also returns its keys and values [B, S, K, H], for a cache."""
+        q, k, v = self.project(x, rope)
+        layout = self.rules.activation(*self.axes, "heads", "head_dim")
+        kv_layout = self.rules.activation(self.axes[0], None, self.kv_axis, "head_dim")
+        y = attention(q, k, v, segment_ids=segment_ids, causal=self.causal, layout=layout, kv_layout=kv_layout)
+        return self.out(y, *self.out_axes), (k, v)
+
+    def step(
+        self, x: jax.Array, rope: Rope | None, cache: KeysValues, lengths: jax.Array
+    ) -> tuple[jax.Array, KeysValues]:
+        """One new position a row against a cache.
+
+        Args:
+            x: [B, 1, D]. rope: tables of the new positions.
+            cache: keys and values [B, C, K, H] with room for at least one more.
+            lengths: int32 [B], filled positions of each row; the new one is written there.
+
+        Returns:
+            [B, 1, D] and the cache with the new position.
+        """
+        q, k, v = self.project(x, rope)
+        rows = jnp.arange(x.shape[0])
+        keys, values = (full.at[rows, lengths].set(new[:, 0].astype(full.dtype)) for full, new in zip(cache, (k, v)))
+        y = decode_attention(q, keys, values, lengths + 1)
+        return self.out(y, *self.out_axes), (keys, values)

@@ -1,0 +1,67 @@
+"""Stacked layers and the one scan that runs them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ivl3_jax.layers import taps
+
+# What the backward pass finds saved of each layer; everything else is recomputed.
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` freshly initialised layers as one module whose parameters have a leading axis of that length."""
+    make = nnx.vmap(make_layer, in_axes=0, out_axes=0)
+    return nnx.split_rngs(splits=layers)(make)(rngs)
+
+
+def unstack(layers: nnx.Module) -> list[nnx.Module]:
+    """The layers one by one, for loops that are unrolled, such as decoding."""
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return [jax.tree.map(lambda leaf: leaf[i], layers) for i in range(count)]
+
+
+def run(
+    layers: nnx.Module | list[nnx.Module],
+    x: jax.Array,
+    call: Callable[[nnx.Module, jax.Array, Any], jax.Array],
+    *,
+    remat: str = "none",
+    each: Any = None,
+) -> jax.Array:
+    """x after all layers: x = call(layer, x, each[i]) for every layer i of the (local) stack.
+
+    Args:
+        layers: a stack, run by one scan; or a list, run by an unrolled loop.
+        x: the residual stream; its shape and layout do not change.
+        call: applies one layer. What it closes over is the same for all layers.
+        remat: `none`, `dots` or `full`, see `ShardingPlan.remat`.
+        each: a pytree with one leading entry for every layer (keys, drop rates), or None.
+
+    Taps passed inside are recorded with a leading axis of layers.
+    """
+
+    def body(x: jax.Array, inputs: tuple[nnx.Module, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if not taps.collecting():
+            return call(inputs[0], x, inputs[1]), {}
+        with taps.collect() as found:
+            return call(inputs[0], x, inputs[1]), found
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=isinstance(layers, list))
+    if isinstance(layers, list):
+        every = []
+        for i, layer in enumerate(layers):
+            x, found = body(x, (layer, jax.tree.map(lambda leaf: leaf[i], each)))  # noqa: B023
+            every.append(found)
+        recorded = jax.tree.map(lambda *values: jax.numpy.stack(values), *every)
+    else:
+        x, recorded = jax.lax.scan(body, x, (layers, each))
+    taps.tap_all(recorded)
+    return x

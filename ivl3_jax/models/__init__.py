@@ -1,0 +1,1 @@
+"""InternViT, the projector, the decoder, and InternVL made of the three."""

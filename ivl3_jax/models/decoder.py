@@ -1,0 +1,136 @@
+"""The Qwen2.5 decoder."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import reshard
+
+from ivl3_jax.config import DecoderConfig
+from ivl3_jax.layers import stack
+from ivl3_jax.layers.attention import Attention, KeysValues
+from ivl3_jax.layers.linear import Linear
+from ivl3_jax.layers.mlp import SwiGLU
+from ivl3_jax.layers.norm import RMSNorm
+from ivl3_jax.layers.parameter import Initializer, normal, padded, parameter
+from ivl3_jax.layers.rope import Rope, rope_table
+from ivl3_jax.layers.taps import scope, tap
+from ivl3_jax.sharding.plan import Rules
+
+INSIDE = ("batch", "sequence")  # inside a block
+STREAM = ("batch", "residual")  # between blocks
+
+
+class Embedding(nnx.Module):
+    """The table of token embeddings, [V, D]."""
+
+    def __init__(
+        self, rows: int, width: int, *, init: Initializer, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype
+    ) -> None:
+        self.rules = rules
+        self.table = parameter(rngs, init, (rows, width), ("vocab", "embed"), dtype)
+
+    def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """tokens int32 [B, S] to [B, S, D]."""
+        table = reshard(self.table[...], self.rules.activation("vocab", "embed"))
+        return table.at[tokens].get(out_sharding=self.rules.activation(*STREAM, "embed")).astype(dtype)
+
+
+class Block(nnx.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: DecoderConfig, *, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        self.rules = rules
+        std, width = config.initializer_range, {"embed": config.width}
+        shared = {"rules": rules, "rngs": rngs, "dtype": dtype}
+        self.norm1 = RMSNorm(width, config.norm_eps, **shared)
+        self.attention = Attention(
+            config.width,
+            config.heads,
+            config.kv_heads,
+            config.head_dim,
+            axes=INSIDE,
+            out_axes=STREAM,
+            causal=True,
+            qkv_bias=config.qkv_bias,
+            out_bias=False,
+            qk_norm_eps=None,
+            std=std,
+            **shared,
+        )
+        self.norm2 = RMSNorm(width, config.norm_eps, **shared)
+        self.mlp = SwiGLU(config.width, config.mlp, std=std, **shared)
+
+    def __call__(self, x: jax.Array, rope: Rope, segment_ids: jax.Array | None) -> tuple[jax.Array, KeysValues]:
+        """x [B, S, D]; also returns the keys and values [B, S, K, H] of this layer."""
+        y, keys_values = self.attention(self.inside(tap("norm1", self.norm1(x))), rope, segment_ids)
+        return self.feed_forward(x + tap("attention", y)), keys_values
+
+    def step(self, x: jax.Array, rope: Rope, cache: KeysValues, lengths: jax.Array) -> tuple[jax.Array, KeysValues]:
+        """One new position x [B, 1, D] against the cache, see `Attention.step`."""
+        y, cache = self.attention.step(self.norm1(x), rope, cache, lengths)
+        return self.feed_forward(x + y), cache
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        y = self.mlp(self.inside(tap("norm2", self.norm2(x))), INSIDE, STREAM)
+        return tap("out", x + tap("mlp", y))
+
+    def inside(self, x: jax.Array) -> jax.Array:
+        return reshard(x, self.rules.activation(*INSIDE, "embed"))
+
+
+class Decoder(nnx.Module):
+    """Embedding, causal blocks, final norm, output projection."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        vocab_rows: int,
+        rules: Rules,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ) -> None:
+        """`vocab_rows` is the stored vocabulary, `config.vocab` or more: the sharding plan pads it."""
+        self.config, self.rules, self.remat = config, rules, remat
+        shared = {"rules": rules, "rngs": rngs, "dtype": dtype}
+        init = normal(config.initializer_range)
+        self.embed = Embedding(vocab_rows, config.width, init=padded(init, 0, config.vocab), **shared)
+        self.layers = stack.stack(lambda rngs: Block(config, rules=rules, rngs=rngs, dtype=dtype), config.layers, rngs)
+        self.norm = RMSNorm({"embed": config.width}, config.norm_eps, **shared)
+        if not config.tie_embeddings:
+            init = padded(init, 1, config.vocab)
+            self.head = Linear({"embed": config.width}, {"vocab": vocab_rows}, bias=False, init=init, **shared)
+
+    def __call__(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        """Embeddings x [B, S, D] to final hidden states [B, S, D], after the norm.
+
+        positions: float32 [B, S]. segment_ids: int32 [B, S] or None for one segment.
+        """
+        with scope("decoder"):
+            tap("embed", x)
+            rope = self.rope(positions, x.dtype)
+            with scope("layers"):
+                x = stack.run(self.layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
+            return tap("norm", self.norm(x))
+
+    def rope(self, positions: jax.Array, dtype: jnp.dtype) -> Rope:
+        """Rotation tables of positions [B, S]."""
+        positions = reshard(positions, self.rules.activation(*INSIDE))
+        return rope_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
+
+    def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
+        """[D, V], the transposed embedding table where it is tied, laid out for use."""
+        kernel = self.embed.table[...].T if self.config.tie_embeddings else self.head.kernel[...]
+        return reshard(kernel.astype(dtype), self.rules.activation("embed", "vocab"))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Final hidden states [B, S, D] to [B, S, vocab] in their dtype, without the plan's padding."""
+        layout = self.rules.activation(*INSIDE, "vocab")
+        kernel = self.output_kernel(hidden.dtype)
+        logits = jnp.einsum(
+            "bsd,dv->bsv", reshard(hidden, self.rules.activation(*INSIDE, "embed")), kernel, out_sharding=layout
+        )
+        if logits.shape[-1] == self.config.vocab:
+            return logits
+        return reshard(logits, self.rules.activation(*INSIDE, None))[..., : self.config.vocab]

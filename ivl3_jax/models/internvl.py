@@ -1,0 +1,103 @@
+"""InternVL: tiles through the ViT and projector, merged into the decoder's embeddings; the token-level loss."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec, reshard
+
+from ivl3_jax.batch import Batch
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.kernels.cross_entropy import cross_entropy
+from ivl3_jax.layers.taps import tap
+from ivl3_jax.models.decoder import INSIDE, STREAM, Decoder
+from ivl3_jax.models.intern_vit import InternViT
+from ivl3_jax.models.projector import Projector
+from ivl3_jax.sharding.plan import ShardingPlan
+
+
+class InternVL(nnx.Module):
+    """Vision, projector and decoder under one sharding plan.
+
+    A pure function of its parameters: split it once with `nnx.split`, then use `jax.jit`, `jax.grad`, optax, orbax.
+    """
+
+    def __init__(
+        self,
+        config: InternVLConfig,
+        plan: ShardingPlan,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: jnp.dtype = jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        """`param_dtype` is how parameters are stored, `dtype` that of the computation."""
+        plan = plan.for_heads(config.decoder.kv_heads)
+        self.config, self.dtype, self.vision_rules, self.rules = config, dtype, plan.vision, plan.decoder
+        remat = plan.remat.get
+        shared = {"rngs": rngs, "dtype": param_dtype}
+        self.vision = InternViT(config.vision, rules=plan.vision, remat=remat("vision", "none"), **shared)
+        self.projector = Projector(config, rules=plan.projector, **shared)
+        self.decoder = Decoder(
+            config.decoder,
+            vocab_rows=plan.padded_vocab(config.decoder.vocab),
+            rules=plan.decoder,
+            remat=remat("decoder", "none"),
+            **shared,
+        )
+
+    def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, S, V] of a batch; `key` switches drop-path on."""
+        return tap("logits", self.decoder.logits(self.hidden(batch, key=key)))
+
+    def hidden(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """Final hidden states [B, S, D] of a batch."""
+        x = self.merge(self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, key=key), batch)
+        segment_ids = reshard(batch.segment_ids, self.rules.activation(*INSIDE))
+        return self.decoder(x, batch.positions, segment_ids)
+
+    def visual_tokens(self, tiles: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """uint8 tiles [B, T, size, size, 3] to the visual-token table [B, T * tile_tokens, D] of each row.
+
+        The tiles of all rows are spread over the vision layout, and come back to the decoder's.
+        """
+        B, T = tiles.shape[:2]
+        by_row = self.rules.activation("batch", "visual", "embed")
+        if T == 0:
+            return jnp.zeros((B, 0, self.config.decoder.width), self.dtype, out_sharding=by_row)
+        # Rows stay where they are while the two leading axes become one; only then do tiles move.
+        tiles = reshard(tiles, PartitionSpec(by_row[0], None, None, None, None))
+        tiles = tiles.reshape(B * T, *tiles.shape[2:], out_sharding=PartitionSpec(by_row[0], None, None, None))
+        tiles = reshard(tiles, self.vision_rules.activation("tiles", None, None, None))
+        features = self.vision(tiles, self.dtype, select_layer=self.config.select_layer, key=key)
+        visual = reshard(self.projector(features), PartitionSpec(by_row[0], None, None))
+        return visual.reshape(B, T * self.config.tile_tokens, visual.shape[-1], out_sharding=by_row)
+
+    def merge(self, x: jax.Array, visual: jax.Array, batch: Batch) -> jax.Array:
+        """Puts visual tokens [B, R, D] in the places of x [B, S, D] that `batch.visual_index` names."""
+        if visual.shape[1] == 0:
+            return x
+        layout = self.rules.activation(*STREAM, "embed")
+        index = reshard(batch.visual_index, PartitionSpec(layout[0], layout[1]))
+        rows = jax.shard_map(
+            lambda visual, index: jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1),
+            in_specs=(PartitionSpec(layout[0], None, layout[2]), PartitionSpec(layout[0], layout[1])),
+            out_specs=layout,
+            check_vma=False,
+        )(reshard(visual, PartitionSpec(layout[0], None, layout[2])), index)
+        return jnp.where((index >= 0)[..., None], rows.astype(x.dtype), x)
+
+
+def token_losses(model: InternVL, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Weighted negative log-likelihood of every position's label, [B, S] in nats, without full logits."""
+    hidden = model.hidden(batch, key=key)
+    layout = model.rules.activation(*INSIDE)
+    kernel = model.decoder.output_kernel(hidden.dtype)
+    return cross_entropy(
+        hidden,
+        kernel,
+        batch.labels,
+        batch.loss_weights,
+        vocab=model.config.decoder.vocab,
+        layout=layout,
+        vocab_axes=model.rules.activation("vocab")[0],
+    )

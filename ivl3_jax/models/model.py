@@ -1,0 +1,174 @@
+"""A model in hand: definition, parameters on a mesh, and where they came from."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, auto_axes
+
+from ivl3_jax.batch import Batch
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.models.internvl import InternVL
+from ivl3_jax.sharding.plan import Rules, ShardingPlan
+
+Params = dict[str, Any]  # nested, leaves are arrays
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters and everything needed to use them.
+
+    Attributes:
+        config: sizes. plan, mesh: where the parameters lie.
+        graphdef: the definition, as `nnx.merge(graphdef, params)` wants it.
+        params: nested dictionary of arrays, layers stacked on a leading axis.
+        source: the checkpoint directory, if it was loaded from one.
+    """
+
+    config: InternVLConfig
+    plan: ShardingPlan
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    params: Params
+    source: Path | None = None
+
+    @classmethod
+    def init(
+        cls,
+        config: InternVLConfig,
+        plan: ShardingPlan | None = None,
+        *,
+        seed: int = 0,
+        param_dtype: str = "float32",
+        dtype: str = "float32",
+        devices: list | None = None,
+    ) -> Self:
+        """A freshly initialised model, each device making only its own slices."""
+        plan = plan or ShardingPlan()
+        mesh = plan.make_mesh(devices)
+        graphdef, abstract = abstract_model(config, plan, mesh, param_dtype=param_dtype, dtype=dtype)
+
+        def make(key: jax.Array) -> Params:
+            module = InternVL(config, plan, rngs=nnx.Rngs(params=key), param_dtype=jnp.dtype(param_dtype))
+            return nnx.to_pure_dict(nnx.split(module)[1])
+
+        with jax.set_mesh(mesh):
+            layouts = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
+            # Random draws have no layout of their own: let the compiler spread them.
+            params = jax.jit(auto_axes(make, out_sharding=layouts))(jax.random.key(seed))
+        return cls(config, plan, mesh, graphdef, params)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Logits [B, S, V] of a batch of numpy or JAX arrays."""
+        with jax.set_mesh(self.mesh):
+            return self._logits(self.params, place_batch(batch, self.plan, self.mesh))
+
+    @cached_property
+    def _logits(self) -> Any:
+        return jax.jit(lambda params, batch: nnx.merge(self.graphdef, params)(batch))
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
+
+    def replace(self, params: Params) -> Self:
+        """The same model with other parameters of the same shapes."""
+        return dataclasses.replace(self, params=params)
+
+
+def abstract_model(
+    config: InternVLConfig,
+    plan: ShardingPlan,
+    mesh: Mesh,
+    *,
+    param_dtype: str = "float32",
+    dtype: str = "float32",
+) -> tuple[nnx.GraphDef, Params]:
+    """The definition, and its parameters as ShapeDtypeStructs with the plan's shardings; nothing is allocated.
+
+    Raises:
+        ValueError: a dimension does not divide over its mesh axes, or a parameter would use a mesh axis twice.
+    """
+
+    def make() -> InternVL:
+        dtypes = {"param_dtype": jnp.dtype(param_dtype), "dtype": jnp.dtype(dtype)}
+        return InternVL(config, plan, rngs=nnx.Rngs(params=0), **dtypes)
+
+    module = nnx.eval_shape(make)
+    graphdef, state = nnx.split(module)
+    rules = plan.for_heads(config.decoder.kv_heads)
+    placed = {}
+    for path, variable in state.flat_state():
+        component: Rules = getattr(rules, path[0])
+        axes = ("layers",) * (variable.ndim - len(variable.axes)) + variable.axes
+        spec = component.parameter(*axes)
+        check_layout("/".join(path), dict(zip(axes, variable.shape, strict=True)), spec, plan)
+        leaf = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=NamedSharding(mesh, spec))
+        _insert(placed, path, leaf)
+    return graphdef, placed
+
+
+def check_layout(name: str, sizes: dict[str, int], spec: PartitionSpec, plan: ShardingPlan) -> None:
+    """Refuses a layout that cannot be: a mesh axis used twice, or a dimension that does not divide.
+
+    `sizes` maps the logical axes of the array, in order, to their sizes.
+    """
+    used: dict[str, str] = {}
+    for (axis, size), to in zip(sizes.items(), spec, strict=True):
+        mesh_axes = (to,) if isinstance(to, str) else tuple(to or ())
+        for mesh_axis in mesh_axes:
+            if mesh_axis in used:
+                raise ValueError(
+                    f"plan {plan.name!r}: {name} would be sharded over mesh axis {mesh_axis!r} twice, as {used[mesh_axis]} "
+                    f"and as {axis}; send one of them elsewhere"
+                )
+            used[mesh_axis] = axis
+        shards = plan.size(mesh_axes)
+        if size % shards:
+            works = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+            raise ValueError(
+                f"plan {plan.name!r}: {name} has {axis} = {size}, which does not divide over "
+                f"{' x '.join(mesh_axes)} = {shards}; sizes that would work: {works}"
+            )
+
+
+def batch_specs(plan: ShardingPlan) -> Batch:
+    """The layout of each array of a batch: rows as the decoder's batch axis, positions as its sequence."""
+    row, tokens = plan.decoder.activation("batch"), plan.decoder.activation("batch", "sequence")
+    per_token = Batch._fields[:5] + ("visual_index",)
+    return Batch(**{name: tokens if name in per_token else row for name in Batch._fields})
+
+
+def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
+    """Puts a batch of host arrays onto the mesh.
+
+    Raises:
+        ValueError: rows, positions or tiles do not divide over the plan's axes.
+    """
+    B, S = batch.tokens.shape
+    check_layout("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
+    tiles = B * batch.tiles.shape[1]
+    check_layout("all tiles of the batch", {"tiles": tiles}, plan.vision.activation("tiles"), plan)
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))
+
+
+def iterate(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every leaf of a nested dictionary with its path, joined by slashes."""
+    for name, value in params.items():
+        if isinstance(value, dict):
+            yield from iterate(value, (*path, name))
+        else:
+            yield "/".join((*path, name)), value
+
+
+def _insert(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = leaf

@@ -1,0 +1,1 @@
+"""Mesh axes, logical axes, and the plan that maps the second onto the first."""

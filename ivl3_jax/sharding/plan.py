@@ -1,0 +1,193 @@
+"""A sharding plan is data: the mesh, and for each component where its logical axes go."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import yaml
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from ivl3_jax.sharding.axes import (
+    ACTIVATION_AXES,
+    COMPONENTS,
+    MESH_AXES,
+    PARAMETER_AXES,
+)
+
+PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
+REMAT_POLICIES = ("none", "dots", "full")
+
+Table = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Two tables from logical axis to mesh axes; an axis that a table leaves out is not sharded.
+
+    `parameters` says how weights, gradients and optimizer state are stored, `activations` how values in flight are laid
+    out. A weight in use takes the activations table: where the two differ, it is gathered just before the product.
+    """
+
+    parameters: Table = field(default_factory=dict)
+    activations: Table = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.parameters.items())), tuple(sorted(self.activations.items()))))
+
+    def parameter(self, *axes: str | None) -> PartitionSpec:
+        """Layout of a stored parameter whose dimensions have these logical axes."""
+        return _spec(self.parameters, axes)
+
+    def activation(self, *axes: str | None) -> PartitionSpec:
+        """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
+        return _spec(self.activations, axes)
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """The mesh shape, one set of rules for each component, remat, compiler flags.
+
+    Attributes:
+        name: for reports.
+        mesh: size of each mesh axis, in `MESH_AXES` order when built; absent means 1.
+        vision, projector, decoder: their rules.
+        remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
+            `dots` saves matrix products, `full` only the residual stream between layers.
+        compiler_flags: XLA options by chip (`v5e`, `v5p`, ...), given to the compiler of the train step.
+    """
+
+    name: str = "single"
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    vision: Rules = field(default_factory=Rules)
+    projector: Rules = field(default_factory=Rules)
+    decoder: Rules = field(default_factory=Rules)
+    remat: Mapping[str, str] = field(default_factory=dict)
+    compiler_flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, name_or_file: str | Path, **mesh: int) -> Self:
+        """Reads a plan shipped in configs/sharding/ by name, or any YAML file; `mesh` overrides axis sizes.
+
+        Raises:
+            FileNotFoundError: neither exists; the message lists the shipped plans.
+            ValueError: unknown keys, axes or policies, with the file and what is allowed.
+        """
+        file = Path(name_or_file)
+        if file.suffix not in (".yaml", ".yml"):
+            file = PLAN_DIRECTORY / f"{name_or_file}.yaml"
+        if not file.is_file():
+            known = ", ".join(sorted(p.stem for p in PLAN_DIRECTORY.glob("*.yaml")))
+            raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {known}; or give a YAML file")
+        try:
+            fields = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is not valid YAML: {error}") from None
+        return cls.from_dict({"name": file.stem} | fields, str(file)).with_mesh(**mesh)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], where: str = "plan") -> Self:
+        """Builds and checks a plan from plain data; `where` is named in errors."""
+        _known(fields, [f.name for f in dataclasses.fields(cls)], where, "")
+        rules = {}
+        for component in COMPONENTS:
+            tables = fields.get(component) or {}
+            _known(tables, ["parameters", "activations"], where, component)
+            rules[component] = Rules(
+                _table(tables.get("parameters"), PARAMETER_AXES, where, f"{component}.parameters"),
+                _table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
+            )
+        remat = fields.get("remat") or {}
+        _known(remat, ["vision", "decoder"], where, "remat")
+        for component, policy in remat.items():
+            if policy not in REMAT_POLICIES:
+                raise ValueError(f"{where}: remat.{component} is {policy!r}; use one of {', '.join(REMAT_POLICIES)}")
+        plan = cls(
+            name=fields.get("name", "plan"), remat=remat, compiler_flags=fields.get("compiler_flags") or {}, **rules
+        )
+        return plan.with_mesh(where, **(fields.get("mesh") or {}))
+
+    def with_mesh(self, where: str = "mesh", /, **sizes: int) -> Self:
+        """The same plan on a mesh of other sizes; axes not named keep theirs."""
+        _known(sizes, MESH_AXES, where, "mesh")
+        for axis, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
+        return dataclasses.replace(self, mesh=dict(self.mesh) | sizes)
+
+    @property
+    def mesh_shape(self) -> tuple[int, ...]:
+        return tuple(self.mesh.get(axis, 1) for axis in MESH_AXES)
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh_shape)
+
+    def make_mesh(self, devices: list | None = None) -> Mesh:
+        """The plan's mesh, with explicit axes, over `devices` (default: the first of this process's backend).
+
+        Raises:
+            ValueError: fewer devices than the mesh has places.
+        """
+        devices = jax.devices() if devices is None else devices
+        if len(devices) < self.devices:
+            shape = " x ".join(
+                f"{axis} {size}" for axis, size in zip(MESH_AXES, self.mesh_shape, strict=True) if size > 1
+            )
+            raise ValueError(f"plan {self.name!r} needs {self.devices} devices ({shape}); there are {len(devices)}")
+        types = (AxisType.Explicit,) * len(MESH_AXES)
+        return jax.make_mesh(self.mesh_shape, MESH_AXES, axis_types=types, devices=np.asarray(devices[: self.devices]))
+
+    def size(self, mesh_axes: tuple[str, ...]) -> int:
+        """Number of shards over these mesh axes."""
+        return math.prod(self.mesh.get(axis, 1) for axis in mesh_axes)
+
+    def padded_vocab(self, vocab: int) -> int:
+        """Rows of the embedding table as stored: `vocab` rounded up so that every table of the plan divides it."""
+        shards = [self.size(table.get("vocab", ())) for table in (self.decoder.parameters, self.decoder.activations)]
+        return -(-vocab // math.lcm(*shards)) * math.lcm(*shards)
+
+    def for_heads(self, kv_heads: int) -> Self:
+        """The plan with the decoder's kv heads replicated where `kv_heads` does not divide over their mesh axes."""
+
+        def keep(table: Table) -> Table:
+            divides = kv_heads % self.size(table.get("kv_heads", ())) == 0
+            return {axis: to for axis, to in table.items() if axis != "kv_heads" or divides}
+
+        rules = Rules(keep(self.decoder.parameters), keep(self.decoder.activations))
+        return dataclasses.replace(self, decoder=rules)
+
+
+def _spec(table: Table, axes: tuple[str | None, ...]) -> PartitionSpec:
+    return PartitionSpec(*(table.get(axis) or None for axis in axes))
+
+
+def _known(found: Any, allowed: Any, where: str, place: str) -> None:
+    """Refuses keys that are not allowed at a place of a plan."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: {place or 'the plan'} is {found!r}; it must be a table of {', '.join(allowed)}")
+    for key in found:
+        if key not in allowed:
+            at = f"{place}.{key}" if place else key
+            raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
+
+
+def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Table:
+    """A table as written in YAML (an axis, a list of axes or null) as tuples, every name checked."""
+    found = found or {}
+    _known(found, allowed, where, place)
+    table = {}
+    for axis, to in found.items():
+        mesh_axes = (to,) if isinstance(to, str) else tuple(to or ())
+        for mesh_axis in mesh_axes:
+            if mesh_axis not in MESH_AXES:
+                raise ValueError(f"{where}: {place}.{axis} goes to {mesh_axis!r}; mesh axes are {', '.join(MESH_AXES)}")
+        if len(set(mesh_axes)) != len(mesh_axes):
+            raise ValueError(f"{where}: {place}.{axis} names a mesh axis twice: {list(mesh_axes)}")
+        if mesh_axes:
+            table[axis] = mesh_axes
+    return table
