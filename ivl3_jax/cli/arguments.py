@@ -23,7 +23,14 @@ from ivl3_jax.cli import UsageError
 
 T = TypeVar("T")
 
-_PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", Path: "a path"}
+_PLAIN: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Path: "a path",
+}
 
 
 def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "", example: str = "") -> Any:
@@ -96,12 +103,14 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The (name, text) pairs of a command line."""
-    for token, following in pairwise([*argv, ""]):
+    for token, following in pairwise([*argv, None]):
         if token == "--":
             return
         if token.startswith("--"):
             name, equals, text = token[2:].partition("=")
-            yield name, text if equals else following
+            value = text if equals else following
+            if value is not None:
+                yield name, value
 
 
 def _check_file(target: Any, file: str) -> None:
@@ -237,7 +246,7 @@ def _describe(kind: Any) -> str:
         return f"a list, each {_describe(arguments[0])}"
     if origin in (dict, Mapping):
         return f"a mapping, each value {_describe(arguments[1])}"
-    return _PLAIN.get(kind) or getattr(kind, "__name__", str(kind))
+    return _PLAIN.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _show(value: Any) -> str:

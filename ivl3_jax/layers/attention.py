@@ -85,6 +85,8 @@ class Attention(nnx.Module):
         """
         q, k, v = self.project(x, rope)
         rows = jnp.arange(x.shape[0])
-        keys, values = (full.at[rows, lengths].set(new[:, 0].astype(full.dtype)) for full, new in zip(cache, (k, v)))
+        keys, values = (
+            full.at[rows, lengths].set(new[:, 0].astype(full.dtype)) for full, new in zip(cache, (k, v), strict=True)
+        )
         y = decode_attention(q, keys, values, lengths + 1)
         return self.out(y, *self.out_axes), (keys, values)

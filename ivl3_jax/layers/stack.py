@@ -1,6 +1,7 @@
 """Stacked layers and the one scan that runs them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,14 +22,18 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.R
     return nnx.split_rngs(splits=layers)(make)(rngs)
 
 
-def unstack(layers: nnx.Module) -> list[nnx.Module]:
-    """The layers one by one, for loops that are unrolled, such as decoding."""
+def unstack(layers: nnx.Module) -> nnx.List:
+    """The layers one by one, for loops that are unrolled: decoding, where a scan would copy each layer every token."""
     count = jax.tree.leaves(layers)[0].shape[0]
-    return [jax.tree.map(lambda leaf: leaf[i], layers) for i in range(count)]
+    return nnx.List([jax.tree.map(partial(_take, i), layers) for i in range(count)])
+
+
+def _take(i: int, leaf: jax.Array) -> jax.Array:
+    return leaf[i]
 
 
 def run(
-    layers: nnx.Module | list[nnx.Module],
+    layers: nnx.Module | nnx.List,
     x: jax.Array,
     call: Callable[[nnx.Module, jax.Array, Any], jax.Array],
     *,
@@ -38,7 +43,7 @@ def run(
     """x after all layers: x = call(layer, x, each[i]) for every layer i of the (local) stack.
 
     Args:
-        layers: a stack, run by one scan; or a list, run by an unrolled loop.
+        layers: a stack, run by one scan; or taken apart by `unstack`, run by an unrolled loop.
         x: the residual stream; its shape and layout do not change.
         call: applies one layer. What it closes over is the same for all layers.
         remat: `none`, `dots` or `full`, see `ShardingPlan.remat`.
@@ -54,11 +59,11 @@ def run(
             return call(inputs[0], x, inputs[1]), found
 
     if remat != "none":
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=isinstance(layers, list))
-    if isinstance(layers, list):
+        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=isinstance(layers, nnx.List))
+    if isinstance(layers, nnx.List):
         every = []
         for i, layer in enumerate(layers):
-            x, found = body(x, (layer, jax.tree.map(lambda leaf: leaf[i], each)))  # noqa: B023
+            x, found = body(x, (layer, jax.tree.map(partial(_take, i), each)))
             every.append(found)
         recorded = jax.tree.map(lambda *values: jax.numpy.stack(values), *every)
     else:

@@ -114,6 +114,33 @@ class Decoder(nnx.Module):
                 x = stack.run(self.layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
             return tap("norm", self.norm(x))
 
+    def prefill(
+        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, capacity: int
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """As `__call__` for layers that were taken apart, and fills a cache with room for `capacity` positions.
+
+        Returns:
+            Hidden states [B, S, D] before the final norm, and keys and values [B, capacity, K, H] of each layer.
+        """
+        rope = self.rope(positions, x.dtype)
+        room = [(0, 0), (0, capacity - x.shape[1]), (0, 0), (0, 0)]
+        cache = []
+        for layer in self.layers:
+            x, keys_values = layer(x, rope, segment_ids)
+            cache.append(tuple(jnp.pad(new, room) for new in keys_values))
+        return x, cache
+
+    def step(
+        self, x: jax.Array, positions: jax.Array, cache: list[KeysValues], lengths: jax.Array
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
+        rope = self.rope(positions, x.dtype)
+        extended = []
+        for layer, filled in zip(self.layers, cache, strict=True):
+            x, filled = layer.step(x, rope, filled, lengths)
+            extended.append(filled)
+        return x, extended
+
     def rope(self, positions: jax.Array, dtype: jnp.dtype) -> Rope:
         """Rotation tables of positions [B, S]."""
         positions = reshard(positions, self.rules.activation(*INSIDE))

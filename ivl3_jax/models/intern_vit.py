@@ -113,7 +113,7 @@ class InternViT(nnx.Module):
             count = select_layer % (config.layers + 1)
             layers, rates = self.layers, drop_path_rates(config.layers, config.drop_path)
             if count < config.layers:
-                layers = layers[:count] if isinstance(layers, list) else jax.tree.map(lambda p: p[:count], layers)
+                layers = jax.tree.map(lambda p: p[:count], layers)
                 rates = rates[:count]
             active = key is not None and config.drop_path > 0
             each = (jnp.asarray(rates), jax.random.split(key, (config.layers, 2))[:count] if active else None)

@@ -51,7 +51,9 @@ class InternVL(nnx.Module):
 
     def hidden(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         """Final hidden states [B, S, D] of a batch."""
-        x = self.merge(self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, key=key), batch)
+        x = self.merge(
+            self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, key=key), batch.visual_index
+        )
         segment_ids = reshard(batch.segment_ids, self.rules.activation(*INSIDE))
         return self.decoder(x, batch.positions, segment_ids)
 
@@ -72,12 +74,12 @@ class InternVL(nnx.Module):
         visual = reshard(self.projector(features), PartitionSpec(by_row[0], None, None))
         return visual.reshape(B, T * self.config.tile_tokens, visual.shape[-1], out_sharding=by_row)
 
-    def merge(self, x: jax.Array, visual: jax.Array, batch: Batch) -> jax.Array:
-        """Puts visual tokens [B, R, D] in the places of x [B, S, D] that `batch.visual_index` names."""
+    def merge(self, x: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
+        """Puts visual tokens [B, R, D] in the places of x [B, S, D] that `visual_index` [B, S] names."""
         if visual.shape[1] == 0:
             return x
         layout = self.rules.activation(*STREAM, "embed")
-        index = reshard(batch.visual_index, PartitionSpec(layout[0], layout[1]))
+        index = reshard(visual_index, PartitionSpec(layout[0], layout[1]))
         rows = jax.shard_map(
             lambda visual, index: jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1),
             in_specs=(PartitionSpec(layout[0], None, layout[2]), PartitionSpec(layout[0], layout[1])),

@@ -29,7 +29,7 @@ class Model:
         config: sizes. plan, mesh: where the parameters lie.
         graphdef: the definition, as `nnx.merge(graphdef, params)` wants it.
         params: nested dictionary of arrays, layers stacked on a leading axis.
-        source: the checkpoint directory, if it was loaded from one.
+        source: the directory with its tokenizer and processor files, such as the one it was loaded from.
     """
 
     config: InternVLConfig
@@ -126,8 +126,8 @@ def check_layout(name: str, sizes: dict[str, int], spec: PartitionSpec, plan: Sh
         for mesh_axis in mesh_axes:
             if mesh_axis in used:
                 raise ValueError(
-                    f"plan {plan.name!r}: {name} would be sharded over mesh axis {mesh_axis!r} twice, as {used[mesh_axis]} "
-                    f"and as {axis}; send one of them elsewhere"
+                    f"plan {plan.name!r}: {name} would be sharded over mesh axis {mesh_axis!r} twice, as "
+                    f"{used[mesh_axis]} and as {axis}; send one of them elsewhere"
                 )
             used[mesh_axis] = axis
         shards = plan.size(mesh_axes)

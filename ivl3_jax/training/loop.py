@@ -58,7 +58,9 @@ def train(
             return
         loss, tokens, positions, grad_norm = (x.item() for x in jax.device_get(metrics))
         if not loss < float("inf"):
-            raise ValueError(f"the loss is {loss} at step {number} (gradient norm {grad_norm}); try a lower learning_rate")
+            raise ValueError(
+                f"the loss is {loss} at step {number} (gradient norm {grad_norm}); try a lower learning_rate"
+            )
         seconds = time.perf_counter() - began
         rate = float(schedule(number - 1))
         report(Progress(number, config.steps, loss, tokens, positions, rate, grad_norm, seconds))

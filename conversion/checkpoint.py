@@ -1,0 +1,48 @@
+"""Opening a checkpoint directory as a model, and writing a model to one."""
+
+from pathlib import Path
+
+import jax
+
+from ivl3_jax.conversion.reader import read_params, resolve_tying
+from ivl3_jax.conversion.writer import write_hf
+from ivl3_jax.hf_config import read_config
+from ivl3_jax.models.model import Model, abstract_model
+from ivl3_jax.sharding.plan import ShardingPlan
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | str | None = None) -> Model:
+    """Opens a checkpoint in transformers' `-hf` layout.
+
+    Args:
+        directory: with config.json and safetensors weights.
+        dtype: of parameters and computation: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64). By default
+            bfloat16, and float32 on CPUs, whose bfloat16 products are slow.
+        plan: where the parameters lie: a plan, the name of a shipped one or a YAML file; by default one device.
+
+    Raises:
+        FileNotFoundError: the directory, its config.json or weights are missing.
+        ValueError: the checkpoint is broken, does not fit its config, or does not fit the plan.
+    """
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update first")
+    directory = Path(directory)
+    config = resolve_tying(directory, read_config(directory))
+    plan = plan if isinstance(plan, ShardingPlan) else ShardingPlan.read(plan) if plan else ShardingPlan()
+    mesh = plan.make_mesh()
+    graphdef, abstract = abstract_model(config, plan, mesh, param_dtype=dtype, dtype=dtype)
+    return Model(config, plan, mesh, graphdef, read_params(directory, abstract, config), source=directory)
+
+
+def save(model: Model, directory: str | Path) -> None:
+    """Writes a model in the `-hf` layout, in its parameters' dtype, with the tokenizer files of its source.
+
+    Raises:
+        FileExistsError: `directory` exists and is not empty.
+    """
+    write_hf(model.params, model.config, directory, copy_from=model.source)

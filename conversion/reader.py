@@ -1,0 +1,173 @@
+"""Parameters from an `-hf` checkpoint directory, straight into their places on the devices."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import SingleDeviceSharding
+
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion.layout import CHUNK_BYTES, Index
+from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, parameters
+from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
+
+LISTED = 8  # names shown in a message
+
+HEAD, TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
+
+
+def read_params(directory: str | Path, abstract: Mapping[str, Any], config: InternVLConfig) -> dict[str, Any]:
+    """Reads every parameter, each process only the slices that its devices hold, parameter by parameter.
+
+    Host memory beyond the result: one device's slice of the parameter at hand, and a few megabytes.
+
+    Args:
+        directory: in the `-hf` layout, with either style of prefixes.
+        abstract: nested dictionary of ShapeDtypeStructs with shardings. Its dtypes are those of the result; a padded
+            vocabulary is filled up with zeros.
+        config: of this checkpoint, see `resolve_tying`.
+
+    Returns:
+        A nested dictionary of jax.Arrays like `abstract`.
+
+    Raises:
+        FileNotFoundError: no safetensors weights, or a shard is missing.
+        ValueError: tensors are missing, surplus or misshapen, of an unsupported dtype, or a file is broken.
+    """
+    leaves = flatten_dict(abstract, sep="/")
+    expected = {parameter.path: parameter for parameter in parameters(config)}
+    if leaves.keys() != expected.keys():
+        raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ expected.keys())}")
+    with SafetensorsDirectory(directory) as file:
+        names = match_names(file, config)
+        return unflatten_dict(
+            {path: _place(file, names, expected[path], leaf) for path, leaf in leaves.items()}, sep="/"
+        )
+
+
+def resolve_tying(directory: str | Path, config: InternVLConfig) -> InternVLConfig:
+    """The config with `tie_embeddings` as the weights have it.
+
+    A checkpoint whose config ties the output projection to the embedding, but which holds an unequal projection, is
+    untied: transformers writes `tie_word_embeddings` as true by default.
+    """
+    if not config.decoder.tie_embeddings:
+        return config
+    with SafetensorsDirectory(directory) as file:
+        names = _spellings(file)
+        if HEAD not in names or TABLE not in names or _equal(file, names[HEAD], names[TABLE]):
+            return config
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, tie_embeddings=False))
+
+
+def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str, str]:
+    """Finds the tensors of a model in a checkpoint and checks that they are all there, fit, and are all there is.
+
+    Returns:
+        From each canonical name to the name in the files.
+    """
+    names = _spellings(file)
+    wanted = {name: parameter for parameter in parameters(config) for name in parameter.tensors}
+    missing = [name for name in wanted if name not in names]
+    surplus = [names[name] for name in names if name not in wanted and not IGNORED.search(name)]
+    if config.decoder.tie_embeddings and HEAD in names:
+        surplus.remove(names[HEAD])
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} tensors are missing: {_some(missing)}")
+        if HEAD in missing:
+            complaints.append("without lm_head the model is tied: set tie_word_embeddings to true in config.json")
+    if surplus:
+        complaints.append(f"{len(surplus)} tensors have no place in the model: {_some(surplus)}")
+    if complaints:
+        raise ValueError(f"{file.directory} does not fit its config.json. {'; '.join(complaints)}")
+    for name, parameter in wanted.items():
+        info, shape = file.tensors[names[name]], parameter.layout.their_shape
+        if info.shape != shape:
+            raise ValueError(
+                f"{info.file}: tensor {names[name]} has shape {list(info.shape)}; by config.json it is {list(shape)}"
+            )
+        file.dtype(names[name])
+    return names
+
+
+def _spellings(file: SafetensorsDirectory) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name in file.tensors:
+        other = names.setdefault(canonical(name), name)
+        if other != name:
+            raise ValueError(f"{file.directory} holds the same tensor under two names: {other} and {name}")
+    return names
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+
+
+def _equal(file: SafetensorsDirectory, first: str, second: str) -> bool:
+    a, b = file.tensors[first], file.tensors[second]
+    if a.shape != b.shape:
+        return False
+    rows, width = a.shape
+    step = max(1, CHUNK_BYTES // (file.dtype(first).itemsize * width))
+    blocks = ((range(at, min(at + step, rows)), range(width), width) for at in range(0, rows, step))
+    return all(np.array_equal(file.read(first, *block), file.read(second, *block)) for block in blocks)
+
+
+def _place(
+    file: SafetensorsDirectory, names: Mapping[str, str], parameter: Parameter, leaf: jax.ShapeDtypeStruct
+) -> jax.Array:
+    """One parameter as an array laid out as `leaf`; slices that several devices hold are read once."""
+    # Only a vocabulary may be larger than the file's; what else does not fit is a fault of the caller.
+    padded = parameter.path in ("decoder/embed/table", "decoder/head/kernel")
+    if len(leaf.shape) != len(parameter.shape) or any(
+        ours < theirs or (ours > theirs and not padded)
+        for ours, theirs in zip(leaf.shape, parameter.shape, strict=True)
+    ):
+        raise ValueError(f"{parameter.path} has shape {leaf.shape}, but the config makes it {parameter.shape}")
+    holders = defaultdict(list)
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
+        holders[bounds].append(device)
+    arrays = []
+    for bounds, devices in holders.items():
+        values = _read(file, names, parameter, tuple(slice(*bound) for bound in bounds), leaf.dtype)
+        for device in devices:
+            to = SingleDeviceSharding(device, memory_kind=leaf.sharding.memory_kind)
+            arrays.append(jax.device_put(values, to))
+        jax.block_until_ready(arrays)
+        del values  # before the next slice is allocated
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
+
+
+def _read(
+    file: SafetensorsDirectory, names: Mapping[str, str], parameter: Parameter, index: Index, dtype: np.dtype
+) -> np.ndarray:
+    """`parameter[index]` in `dtype`, zeros where it reaches beyond the file's vocabulary."""
+    out = np.empty([part.stop - part.start for part in index], dtype)
+    inner = index[1:] if parameter.stacked else index
+    held = tuple(
+        slice(part.start, max(part.start, min(part.stop, size)))
+        for part, size in zip(inner, parameter.layout.our_shape, strict=True)
+    )
+    if held != inner:
+        out[...] = 0
+    # A view of the part that the file holds.
+    target = out[(..., *(slice(0, part.stop - part.start) for part in held))]
+    if target.size == 0:
+        return out
+    layers = range(len(parameter.tensors))[index[0]] if parameter.stacked else (0,)
+    for at, layer in enumerate(layers):
+        name = names[parameter.tensors[layer]]
+        parameter.layout.fill(
+            target[at] if parameter.stacked else target,
+            held,
+            lambda rows, columns, name=name: file.read(name, rows, columns, parameter.layout.width),
+            file.dtype(name).itemsize,
+        )
+    return out

@@ -1,0 +1,117 @@
+"""Images to tiles, to the byte as InternVL's `dynamic_preprocess` does it with Pillow (reference: OpenGVLab/InternVL).
+
+An image becomes RGB by Pillow's own `convert("RGB")`, whatever its mode. That is what the original does, with three
+consequences a user may not expect: an EXIF orientation is not applied, transparency is dropped rather than blended, and
+16-bit greys are clipped at 255 rather than scaled. The model was trained on exactly that.
+"""
+
+import os
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ivl3_jax.data.records import ImageSource
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Reads an image completely and converts it to RGB.
+
+    Args:
+        source: a path, or a PIL image (which is left as it is).
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ValueError: the file is missing, truncated, no image, or a decompression bomb (more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS`); the message names the file.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
+        raise ValueError(f"{_name(source)}: {_trouble(source, error)}") from error
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"PIL image of mode {source.mode}"
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image source {source!r}"
+
+
+def _trouble(source: ImageSource, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such image file"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"refused as a possible decompression bomb ({error})"
+    if not isinstance(source, str | os.PathLike | Image.Image):
+        return "an image must be given as a path or as a PIL image"
+    return f"cannot be read as an image ({type(error).__name__}: {error})"
+
+
+@lru_cache
+def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) with min_tiles <= columns * rows <= max_tiles, by ascending area."""
+    if not 1 <= min_tiles <= max_tiles:
+        raise ValueError(f"min_tiles is {min_tiles} and max_tiles {max_tiles}; valid: 1 <= min_tiles <= max_tiles")
+    sides = range(1, max_tiles + 1)
+    grids = ((cols, rows) for cols in sides for rows in sides if min_tiles <= cols * rows <= max_tiles)
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def choose_grid(width: int, height: int, min_tiles: int, max_tiles: int, size: int) -> tuple[int, int]:
+    """The grid whose aspect ratio is nearest to the image's.
+
+    Of grids that are equally near, a larger one wins only if the image has more than half of its pixels.
+
+    Args:
+        width, height: of the image, in pixels.
+        min_tiles, max_tiles: bounds of columns * rows.
+        size: height and width of a tile in pixels.
+
+    Returns:
+        (columns, rows).
+
+    Raises:
+        ValueError: the image has no pixels, or no grid lies within the bounds.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"the image is {width} x {height} pixels; it must be at least 1 x 1")
+    aspect = width / height
+    best, best_distance = (1, 1), float("inf")
+    for cols, rows in _grids(min_tiles, max_tiles):
+        distance = abs(aspect - cols / rows)
+        if distance < best_distance or (distance == best_distance and width * height > 0.5 * size * size * cols * rows):
+            best, best_distance = (cols, rows), distance
+    return best
+
+
+def tile_image(image: ImageSource, size: int, min_tiles: int, max_tiles: int, thumbnail: bool) -> np.ndarray:
+    """Cuts an image into tiles.
+
+    The whole image is resized (bicubic, its aspect ignored) to fill the chosen grid, which is cut row by row. If that
+    makes more than one tile and `thumbnail` is set, the whole image resized to one tile follows last.
+
+    Args:
+        image: a path or a PIL image, read by `open_image`.
+        size: height and width of a tile in pixels.
+        min_tiles, max_tiles: bounds of the grid's tiles, the thumbnail not counted.
+        thumbnail: whether the thumbnail is appended.
+
+    Returns:
+        uint8 [tiles, size, size, 3], RGB, not normalised.
+
+    Raises:
+        ValueError: the image cannot be read, or no grid lies within the bounds.
+    """
+    rgb = open_image(image)
+    cols, rows = choose_grid(*rgb.size, min_tiles, max_tiles, size)
+    whole = np.asarray(rgb.resize((cols * size, rows * size), Image.Resampling.BICUBIC))
+    tiles = whole.reshape(rows, size, cols, size, 3).swapaxes(1, 2).reshape(rows * cols, size, size, 3)
+    if thumbnail and len(tiles) > 1:
+        small = np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+        tiles = np.concatenate([tiles, small[None]])
+    return np.ascontiguousarray(tiles)

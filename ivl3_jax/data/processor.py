@@ -1,0 +1,262 @@
+"""Samples to token segments and tiles, and segments to a Batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ivl3_jax.batch import IGNORE, Batch, empty_batch
+from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
+from ivl3_jax.data.images import tile_image
+from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
+from ivl3_jax.data.template import ChatTemplate
+from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REQUIRED, Tokenizer, read_json
+from ivl3_jax.hf_config import read_config
+
+# These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
+RESERVED = (*REQUIRED, "<video>")
+
+# What the model's own normalisation of tiles and Pillow's bicubic resize assume of a preprocessor file.
+ASSUMED = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Encodes conversations for one checkpoint.
+
+    Attributes:
+        tokenizer, template: how text becomes tokens.
+        tile_size: height and width of a tile in pixels.
+        tile_tokens: visual tokens of one tile.
+        min_tiles, max_tiles: bounds of an image's grid, the thumbnail not counted.
+        thumbnail: whether an image of several tiles is followed by a thumbnail of the whole.
+    """
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    tile_size: int
+    tile_tokens: int
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, template: ChatTemplate | None = None) -> Self:
+        """Reads a checkpoint directory in the `-hf` layout.
+
+        config.json and tokenizer.json are needed; generation_config.json gives further eos ids; the tile bounds come
+        from preprocessor_config.json, or the `image_processor` part of processor_config.json, else they are 1 and 12.
+
+        Raises:
+            FileNotFoundError: config.json or tokenizer.json is missing.
+            ValueError: a file is malformed, or two files disagree; the message names them.
+        """
+        directory = Path(directory)
+        config = read_config(directory)
+        tokenizer = Tokenizer.from_directory(directory)
+        if tokenizer.id(IMAGE_CONTEXT) != config.image_token_id:
+            raise ValueError(
+                f"{directory / 'config.json'}: image_token_id is {config.image_token_id}, but in {tokenizer.where} "
+                f"{IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; they must be equal"
+            )
+        bounds = _tile_bounds(directory, config.vision.image_size, config.tile_tokens)
+        return cls(tokenizer, template or ChatTemplate(), config.vision.image_size, config.tile_tokens, *bounds)
+
+    def encode(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
+        """Encodes a conversation for training.
+
+        Args:
+            sample: at least one assistant turn; every assistant turn is trained on.
+            max_tiles: of one image; by default `self.max_tiles` shared out, max(1, max_tiles // images), as the
+                original trains.
+
+        Returns:
+            One segment with shifted labels.
+
+        Raises:
+            ValueError: the sample is faulty; the message begins with `sample.where`.
+        """
+        try:
+            share = max(1, self.max_tiles // max(1, len(sample.images))) if max_tiles is None else max_tiles
+            messages, tiles = self._expand(sample, share)
+            if not any(message.role == "assistant" for message in messages):
+                raise ValueError("has no assistant turn, so there is nothing to train on; at least one is needed")
+            tokens, supervised = [], []
+            for segment in self.template.segments(messages):
+                ids = self.tokenizer.encode(segment.text)
+                tokens += ids
+                if segment.supervised:
+                    header = len(self.tokenizer.encode(segment.header))
+                    # The line break behind the answer is one token in the vocabulary of every InternVL.
+                    supervised += [header <= i < len(ids) - 1 for i in range(len(ids))]
+                else:
+                    supervised += [False] * len(ids)
+            return self._encoded(sample, tokens, supervised, tiles)
+        except ValueError as error:
+            raise _at(sample, error) from error
+
+    def encode_prompt(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
+        """Encodes a conversation that the assistant is to continue, ending in the assistant's role header.
+
+        Args:
+            sample: its last turn must be the user's.
+            max_tiles: of one image, by default `self.max_tiles` for every image, as the `-hf` processor does.
+
+        Returns:
+            One segment without labels.
+
+        Raises:
+            ValueError: the sample is faulty; the message begins with `sample.where`.
+        """
+        try:
+            messages, tiles = self._expand(sample, self.max_tiles if max_tiles is None else max_tiles)
+            tokens = self.tokenizer.encode(self.template.prompt(messages))
+            return self._encoded(sample, tokens, [False] * len(tokens), tiles)
+        except ValueError as error:
+            raise _at(sample, error) from error
+
+    def collate(
+        self, rows: Sequence[Sequence[Encoded]], tokens: int, tiles: int, segments: int, weighting: str = "square"
+    ) -> Batch:
+        """Lays segments side by side into rows of static shape.
+
+        Args:
+            rows: the segments of each row, in order; a row may be empty.
+            tokens, tiles, segments: S, T and G, the room in each row.
+            weighting: loss weight of a token in a segment of x trained tokens: "token" 1, "sample" 1/x,
+                "square" 1/sqrt(x).
+
+        Returns:
+            A Batch of numpy arrays, [len(rows), ...].
+
+        Raises:
+            ValueError: a row overflows, or the weighting is unknown.
+        """
+        batch = empty_batch(len(rows), tokens, tiles, segments, self.tile_size)
+        for row, members in enumerate(rows):
+            for what, used, room in (
+                ("tokens", sum(map(len, members)), tokens),
+                ("tiles", sum(len(member.tiles) for member in members), tiles),
+                ("segments", len(members), segments),
+            ):
+                if used > room:
+                    names = ", ".join(member.where or "?" for member in members)
+                    raise ValueError(f"row {row} ({names}) needs {used} {what}, but has room for {room}")
+            start = tile = 0
+            for index, member in enumerate(members):
+                here = np.s_[row, start : start + len(member)]
+                weight = loss_weight(int(member.supervised.sum()), weighting)
+                visual = member.visual_index
+                batch.tokens[here] = member.tokens
+                batch.labels[here] = member.labels
+                batch.segment_ids[here] = index + 1
+                batch.positions[here] = member.positions
+                batch.loss_weights[here] = np.where(member.labels == IGNORE, 0, weight)
+                batch.visual_index[here] = np.where(visual < 0, -1, visual + tile * self.tile_tokens)
+                batch.tiles[row, tile : tile + len(member.tiles)] = member.tiles
+                batch.source_id[row, index] = member.source
+                start, tile = start + len(member), tile + len(member.tiles)
+        return batch
+
+    def _expand(self, sample: Sample, max_tiles: int) -> tuple[list[Message], np.ndarray]:
+        """Messages whose placeholders are spelled out as image tokens, and the tiles [t, size, size, 3] behind them."""
+        for message in sample.messages:
+            for token in RESERVED:
+                if token in message.text and token in self.tokenizer:
+                    raise ValueError(
+                        f"the {message.role} turn contains the special token {token} literally; write "
+                        f"{IMAGE_PLACEHOLDER} where an image belongs, and otherwise spell the token differently"
+                    )
+        messages = _with_placeholders(sample.messages, len(sample.images))
+        found = sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
+        if found != len(sample.images):
+            raise ValueError(
+                f"the user turns have {found} {IMAGE_PLACEHOLDER} placeholders for {len(sample.images)} images; valid: "
+                "one for each image, or none at all"
+            )
+        bounds = (min(self.min_tiles, max_tiles), max_tiles)
+        tiles = [tile_image(image, self.tile_size, *bounds, self.thumbnail) for image in sample.images]
+        blocks = iter([IMAGE_START + IMAGE_CONTEXT * (self.tile_tokens * len(t)) + IMAGE_END for t in tiles])
+        expanded = [_spell_out(message, blocks) if message.role == "user" else message for message in messages]
+        none = np.zeros((0, self.tile_size, self.tile_size, 3), np.uint8)
+        return expanded, np.concatenate([none, *tiles])
+
+    def _encoded(self, sample: Sample, tokens: list[int], supervised: list[bool], tiles: np.ndarray) -> Encoded:
+        if self.tokenizer.bos_id is not None:
+            tokens, supervised = [self.tokenizer.bos_id, *tokens], [False, *supervised]
+        ids, mask = np.array(tokens, np.int32), np.array(supervised, bool)
+        visual = ids == self.tokenizer.id(IMAGE_CONTEXT)
+        if visual.sum() != len(tiles) * self.tile_tokens:
+            raise ValueError(
+                f"{visual.sum()} visual positions for {len(tiles)} tiles of {self.tile_tokens} tokens; the tokenizer "
+                f"{self.tokenizer.where} does not keep {IMAGE_CONTEXT} whole"
+            )
+        return Encoded(
+            tokens=ids,
+            labels=shift_labels(ids, mask),
+            supervised=mask,
+            tiles=tiles,
+            visual_index=np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32),
+            positions=np.arange(len(ids), dtype=np.float32),
+            source=sample.source,
+            where=sample.where,
+        )
+
+
+def _with_placeholders(messages: Sequence[Message], images: int) -> list[Message]:
+    """The one rule by which placeholders are added: there are images, and no user turn has a placeholder.
+
+    Then the first user turn gets "<image>\\n" in front for one image, and "Image-1: <image>\\nImage-2: <image>\\n" for
+    several, InternVL's conventional prompts.
+    """
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    messages = list(messages)
+    if not images or not users or any(IMAGE_PLACEHOLDER in messages[index].text for index in users):
+        return messages
+    numbered = "".join(f"Image-{number}: {IMAGE_PLACEHOLDER}\n" for number in range(1, images + 1))
+    front = f"{IMAGE_PLACEHOLDER}\n" if images == 1 else numbered
+    messages[users[0]] = Message("user", front + messages[users[0]].text)
+    return messages
+
+
+def _spell_out(message: Message, blocks: Iterator[str]) -> Message:
+    """The message with each placeholder replaced by the next block."""
+    first, *rest = message.text.split(IMAGE_PLACEHOLDER)
+    return Message(message.role, first + "".join(next(blocks) + text for text in rest))
+
+
+def _at(sample: Sample, error: ValueError) -> ValueError:
+    return ValueError(f"{sample.where}: {error}" if sample.where else str(error))
+
+
+def _tile_bounds(directory: Path, tile_size: int, tile_tokens: int) -> tuple[int, int]:
+    """(min_tiles, max_tiles) of the processor files, whose other fields are checked against the model."""
+    file = directory / "processor_config.json"
+    outer = read_json(file)
+    stated = outer.get("image_seq_length", tile_tokens)
+    if stated != tile_tokens:
+        raise ValueError(
+            f"{file}: image_seq_length is {stated!r}, but config.json makes {tile_tokens} tokens of a tile"
+        )
+    inner: Any = outer.get("image_processor", {})
+    if (directory / "preprocessor_config.json").is_file():
+        file = directory / "preprocessor_config.json"
+        inner = read_json(file)
+    if not isinstance(inner, dict):
+        raise ValueError(f"{file}: image_processor is {inner!r}; it must be an object")
+    size = inner.get("size", tile_size)
+    sides = size if isinstance(size, dict) else {"height": size, "width": size}
+    if sides.get("height") != tile_size or sides.get("width") != tile_size:
+        raise ValueError(f"{file}: size is {size!r}, but config.json has tiles of {tile_size} x {tile_size} pixels")
+    for field, value in ASSUMED.items():
+        if inner.get(field, value) != value:
+            raise ValueError(f"{file}: {field} is {inner[field]!r}; only InternVL's {value} can be used")
+    bounds = inner.get("min_patches", Processor.min_tiles), inner.get("max_patches", Processor.max_tiles)
+    if not all(type(bound) is int for bound in bounds) or not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError(
+            f"{file}: min_patches is {bounds[0]!r} and max_patches {bounds[1]!r}; they must be integers with "
+            "1 <= min_patches <= max_patches"
+        )
+    return bounds

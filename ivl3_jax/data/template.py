@@ -1,0 +1,82 @@
+"""The chat template of InternVL2.5 and 3: ChatML, as `internvl2_5` of the original and the jinja of the `-hf` files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ivl3_jax.data.records import Message
+from ivl3_jax.data.tokenizer import TURN_END, TURN_START
+
+INTERNVL_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+"""The system message that the original code puts in front by default; the `-hf` template puts none."""
+
+CHAT_JINJA = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The same template for transformers' `apply_chat_template`, to be written beside a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One turn as text: `header + body + end`.
+
+    Only `body` of a supervised segment is trained on: the answer and the `<|im_end|>` that closes it, but neither the
+    role header nor the line break behind.
+    """
+
+    header: str
+    body: str
+    end: str
+    supervised: bool
+
+    @property
+    def text(self) -> str:
+        return self.header + self.body + self.end
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Messages to ChatML.
+
+    Attributes:
+        system: the system message of conversations that bring none; None adds no system turn, as `-hf` files do.
+            `INTERNVL_SYSTEM` is the default of the original code.
+    """
+
+    system: str | None = None
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """One segment a turn, to be tokenised separately.
+
+        Raises:
+            ValueError: there is no user turn, or a system turn anywhere but in front.
+        """
+        if any(message.role == "system" for message in messages[1:]):
+            raise ValueError("a system turn stands behind other turns; it may only be the first")
+        if not any(message.role == "user" for message in messages):
+            raise ValueError("the conversation has no user turn; at least one is needed")
+        if self.system is not None and messages[0].role != "system":
+            messages = [Message("system", self.system), *messages]
+        return [
+            Segment(_header(message.role), message.text + TURN_END, "\n", message.role == "assistant")
+            for message in messages
+        ]
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The whole conversation as text, ending where the assistant is to answer.
+
+        Raises:
+            ValueError: as `segments`, or the last turn is not the user's.
+        """
+        if messages and messages[-1].role != "user":
+            raise ValueError(f"the last turn is the {messages[-1].role}'s; a prompt must end with a user turn")
+        return "".join(segment.text for segment in self.segments(messages)) + _header("assistant")
+
+
+def _header(role: str) -> str:
+    return f"{TURN_START}{role}\n"

@@ -1,0 +1,145 @@
+"""The tokenizer of a checkpoint, read from its tokenizer.json by the `tokenizers` library."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+IMAGE_START = "<img>"
+IMAGE_CONTEXT = "<IMG_CONTEXT>"
+IMAGE_END = "</img>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+REQUIRED = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, TURN_START, TURN_END)
+
+
+class Tokenizer:
+    """Text to ids and back; special tokens written in the text are recognised as such.
+
+    Attributes:
+        eos_ids: the ids that end an answer, ascending.
+        bos_id: the id in front of every sequence, or None where the model family has none (Qwen has none).
+        where: where the tokenizer came from, for error messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        eos_ids: Iterable[int] = (),
+        bos_id: int | None = None,
+        where: str = "tokenizer",
+    ):
+        """Wraps a tokenizer.
+
+        Args:
+            tokenizer: it must know the image tokens and the chat tokens.
+            eos_ids: further ids that end an answer; `<|im_end|>` is always one.
+            bos_id: an id to put in front of every sequence.
+            where: the file it came from.
+
+        Raises:
+            ValueError: a needed token is missing.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.where = where
+        missing = [token for token in REQUIRED if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ValueError(
+                f"{where}: lacks the tokens {' '.join(missing)}; an InternVL tokenizer has all of {REQUIRED}"
+            )
+        self.eos_ids = tuple(sorted({*eos_ids, self.id(TURN_END)}))
+        self.bos_id = bos_id
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "Tokenizer":
+        """Reads tokenizer.json, and where present tokenizer_config.json (bos) and generation_config.json (eos).
+
+        Raises:
+            FileNotFoundError: there is no tokenizer.json.
+            ValueError: it cannot be read, or lacks a needed token.
+        """
+        directory = Path(directory)
+        file = directory / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{directory}: has no tokenizer.json, the only tokenizer format read here. transformers writes one: "
+                "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(
+                f"{file}: not a tokenizer that `tokenizers` {tokenizers.__version__} reads ({error})"
+            ) from error
+        return cls(tokenizer, _eos_ids(directory), _bos_id(directory, tokenizer), str(file))
+
+    def __len__(self) -> int:
+        """The size of the vocabulary, special tokens included."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with nothing added in front or behind."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of ids; special tokens are left out unless `skip_special` is False."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def id(self, token: str) -> int:
+        """The id of one token.
+
+        Raises:
+            ValueError: the vocabulary has no such token.
+        """
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"{self.where}: has no token {token!r}")
+        return found
+
+    def __contains__(self, token: str) -> bool:
+        return self._tokenizer.token_to_id(token) is not None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an empty one if there is no such file.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: holds a JSON {type(found).__name__}; it must be an object")
+    return found
+
+
+def _eos_ids(directory: Path) -> list[int]:
+    file = directory / "generation_config.json"
+    found = read_json(file).get("eos_token_id")
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id is {found!r}; it must be an integer or a list of integers")
+    return ids
+
+
+def _bos_id(directory: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id of bos_token if tokenizer_config.json asks for it in front of sequences (InternLM), else None (Qwen)."""
+    file = directory / "tokenizer_config.json"
+    settings = read_json(file)
+    if not settings.get("add_bos_token"):
+        return None
+    token = settings.get("bos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    if found is None:
+        raise ValueError(f"{file}: add_bos_token is set, but bos_token {token!r} is not in tokenizer.json")
+    return found

@@ -1,0 +1,167 @@
+"""Generation: prefill once, then one token a step against a KV cache, with the layers taken apart."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.inference.sampling import GREEDY, Sampling, choose
+from ivl3_jax.layers.stack import unstack
+from ivl3_jax.models.internvl import InternVL
+from ivl3_jax.models.model import Model
+
+
+def bucket(length: int) -> int:
+    """The static length that `length` positions are padded to: four sizes an octave, so at most a quarter is padding."""
+    step = max(64, 1 << (max(length - 1, 1).bit_length() - 3))
+    return -(-length // step) * step
+
+
+class Generator:
+    """Continues prompts token by token, on one device.
+
+    Compiled once for each bucket of prompt length and capacity. It holds the decoder's layers one by one: where the
+    model itself is not needed any more, drop it to get its memory back.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Raises ValueError for a model that is spread over several devices."""
+        if model.plan.devices != 1:
+            raise ValueError(
+                f"generation runs on one device, and plan {model.plan.name!r} has {model.plan.devices}; "
+                "load the checkpoint with plan 'single'"
+            )
+        self.config, self.mesh = model.config, model.mesh
+        with jax.set_mesh(self.mesh):
+            module = nnx.merge(model.graphdef, model.params)
+            module.decoder.layers = unstack(module.decoder.layers)
+            self.graphdef, self.params = nnx.split(module)
+        self._visual = jax.jit(self._encode_tiles)
+        self._start = jax.jit(self._prefill, static_argnames=("capacity", "sampling"))
+        self._next = jax.jit(self._step, static_argnames="sampling", donate_argnames="cache")
+
+    def stream(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Iterator[np.ndarray]:
+        """Yields the next token of every row, int32 [B], at most `max_new_tokens` times.
+
+        Rows may differ in length and images. Stop by leaving the iterator.
+
+        Raises:
+            ValueError: no prompt, or a prompt and its answer would pass the decoder's trained length.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        self._check(lengths, max_new_tokens)
+        size = bucket(int(lengths.max()))
+        tokens, visual_index = (np.full((len(prompts), size), fill, np.int32) for fill in (0, -1))
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt.tokens
+            visual_index[row, : len(prompt)] = prompt.visual_index
+        key = jax.random.key(sampling.seed)
+        with jax.set_mesh(self.mesh):
+            visual = jnp.stack([self.visual_tokens(prompt.tiles, size) for prompt in prompts])
+            capacity = bucket(int(lengths.max()) + max_new_tokens)
+            token, cache = self._start(
+                self.params, tokens, visual_index, visual, lengths, key, capacity=capacity, sampling=sampling
+            )
+        for number in range(1, max_new_tokens + 1):
+            following = None
+            if number < max_new_tokens:
+                with jax.set_mesh(self.mesh):
+                    following, cache = self._next(
+                        self.params, token, cache, lengths + (number - 1), key, number, sampling=sampling
+                    )
+            yield np.asarray(token)  # while the next one is computed
+            token = following
+
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: Collection[int], sampling: Sampling = GREEDY
+    ) -> list[list[int]]:
+        """The answer of each prompt as token ids, without the stop token that ended it."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        running = set(range(len(prompts)))
+        for token in self.stream(prompts, max_new_tokens, sampling):
+            for row in sorted(running):
+                if int(token[row]) in stop:
+                    running.remove(row)
+                else:
+                    answers[row].append(int(token[row]))
+            if not running:
+                break
+        return answers
+
+    def visual_tokens(self, tiles: np.ndarray, rows: int) -> jax.Array:
+        """uint8 tiles [t, size, size, 3] to their visual tokens, [rows, D] with zeros at the end.
+
+        Tiles are encoded in groups of powers of two, so that any number of them needs only a few compilations.
+        """
+        parts, start = [], 0
+        while start < len(tiles):
+            count = 1 << ((len(tiles) - start).bit_length() - 1)
+            parts.append(self._visual(self.params, tiles[start : start + count]))
+            start += count
+        found = jnp.concatenate(parts) if parts else jnp.zeros((0, self.config.decoder.width), self._module().dtype)
+        return jnp.pad(found, ((0, rows - found.shape[0]), (0, 0)))
+
+    def _check(self, lengths: np.ndarray, max_new_tokens: int) -> None:
+        if not len(lengths):
+            raise ValueError("there is no prompt; give at least one")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        longest, limit = int(lengths.max()), self.config.decoder.max_positions
+        if longest + max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt has {longest} tokens and the answer may have {max_new_tokens}; together they pass the "
+                f"{limit} positions the model was trained for: use fewer or smaller images, or a lower max_new_tokens"
+            )
+
+    def _module(self, params: Any = None) -> InternVL:
+        return nnx.merge(self.graphdef, self.params if params is None else params)
+
+    def _encode_tiles(self, params: Any, tiles: jax.Array) -> jax.Array:
+        return self._module(params).visual_tokens(tiles[None])[0]
+
+    def _prefill(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        visual_index: jax.Array,
+        visual: jax.Array,
+        lengths: jax.Array,
+        key: jax.Array,
+        *,
+        capacity: int,
+        sampling: Sampling,
+    ) -> tuple[jax.Array, Any]:
+        module = self._module(params)
+        place = jnp.arange(tokens.shape[1])
+        positions = jnp.broadcast_to(place, tokens.shape).astype(jnp.float32)
+        x = module.merge(module.decoder.embed(tokens, module.dtype), visual, visual_index)
+        segment_ids = (place < lengths[:, None]).astype(jnp.int32)
+        x, cache = module.decoder.prefill(x, positions, segment_ids, capacity)
+        last = x[jnp.arange(x.shape[0]), lengths - 1][:, None]
+        return self._token(module, last, key, 0, sampling), cache
+
+    def _step(
+        self,
+        params: Any,
+        token: jax.Array,
+        cache: Any,
+        lengths: jax.Array,
+        key: jax.Array,
+        number: int,
+        *,
+        sampling: Sampling,
+    ) -> tuple[jax.Array, Any]:
+        module = self._module(params)
+        x = module.decoder.embed(token[:, None], module.dtype)
+        x, cache = module.decoder.step(x, lengths[:, None].astype(jnp.float32), cache, lengths)
+        return self._token(module, x, key, number, sampling), cache
+
+    def _token(self, module: InternVL, x: jax.Array, key: jax.Array, number: int, sampling: Sampling) -> jax.Array:
+        logits = module.decoder.logits(module.decoder.norm(x))[:, 0]
+        return choose(logits, sampling, jax.random.fold_in(key, number))

@@ -1,0 +1,274 @@
+"""Attention in memory linear in the sequence, in plain JAX, laid out for the CPU.
+
+The algorithm is FlashAttention-2 (Dao 2023): an online softmax over chunks of kv positions for each chunk of queries,
+and a backward pass that recomputes the probabilities from the saved log-sum-exp. On the CPU a loop over (row, kv head)
+with plain two-dimensional products is several times faster than one batched product over all of them, so the pairs
+(row, kv head), called units here, are walked through one by one, or in groups where their scores are small.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
+CHUNK = 512  # positions per chunk of a long sequence
+WHOLE = 1536  # a sequence up to this length is one chunk
+GROUP_BYTES = 1 << 22  # scores held at once when several units share one step
+
+
+class _Tiling(NamedTuple):
+    """How B rows of S queries and L keys are cut: `units` at once, chunks of `q` queries and `kv` keys."""
+
+    rows: int
+    kv_heads: int
+    group: int
+    queries: int
+    keys: int
+    units: int
+    q: int
+    kv: int
+
+    @classmethod
+    def of(cls, q_shape: tuple[int, ...], kv_shape: tuple[int, ...]) -> "_Tiling":
+        (B, S, N, _), (L, K) = q_shape, kv_shape[1:3]
+        G = N // K
+        q, kv = _chunk(S), _chunk(L)
+        fitting = max(1, GROUP_BYTES // (G * q * kv * 4)) if (q, kv) == (S, L) else 1
+        units = max(n for n in range(1, min(fitting, B * K) + 1) if B * K % n == 0)
+        return cls(B, K, G, S, L, units, q, kv)
+
+    @property
+    def q_chunks(self) -> int:
+        return -(-self.queries // self.q)
+
+    @property
+    def kv_chunks(self) -> int:
+        return -(-self.keys // self.kv)
+
+    def split_q(self, x: jax.Array) -> jax.Array:
+        """[B, S, N, H] -> [steps, q_chunks, units, G * q, H]: the queries of one kv head are rows of one product."""
+        x = _pad(x, 1, self.q_chunks * self.q)
+        x = x.reshape(self.rows, self.q_chunks, self.q, self.kv_heads, self.group, -1).transpose(0, 3, 1, 4, 2, 5)
+        x = x.reshape(-1, self.units, self.q_chunks, self.group * self.q, x.shape[-1])
+        return x.swapaxes(1, 2)
+
+    def join_q(self, x: jax.Array) -> jax.Array:
+        """The inverse of `split_q`."""
+        H = x.shape[-1]
+        x = x.swapaxes(1, 2).reshape(self.rows, self.kv_heads, self.q_chunks, self.group, self.q, H)
+        x = x.transpose(0, 2, 4, 1, 3, 5).reshape(self.rows, -1, self.kv_heads * self.group, H)
+        return x[:, : self.queries]
+
+    def split_kv(self, x: jax.Array) -> jax.Array:
+        """[B, L, K, H] -> [steps, kv_chunks, units, kv, H]."""
+        x = _pad(x, 1, self.kv_chunks * self.kv).swapaxes(1, 2)
+        return x.reshape(-1, self.units, self.kv_chunks, self.kv, x.shape[-1]).swapaxes(1, 2)
+
+    def join_kv(self, x: jax.Array) -> jax.Array:
+        """The inverse of `split_kv`."""
+        x = x.swapaxes(1, 2).reshape(self.rows, self.kv_heads, self.kv_chunks * self.kv, x.shape[-1])
+        return x.swapaxes(1, 2)[:, : self.keys]
+
+    def split_ids(self, ids: jax.Array | None, length: int) -> jax.Array | None:
+        """int32 [B, positions] -> uint32 [steps, chunks, units, length], padding (id 0) turned into the largest id.
+
+        Padding stands last in a row: with the largest id a chunk that mixes it with the last segment spans a narrow
+        range of ids, which is what the test for empty chunks looks at.
+        """
+        if ids is None:
+            return None
+        chunks = -(-ids.shape[1] // length)
+        ids = (ids - 1).astype(jnp.uint32)
+        ids = jnp.pad(ids, ((0, 0), (0, chunks * length - ids.shape[1])), mode="edge")
+        ids = jnp.repeat(ids, self.kv_heads, axis=0).reshape(-1, self.units, chunks, length)
+        return ids.swapaxes(1, 2)
+
+
+def _chunk(length: int) -> int:
+    return length if length <= WHOLE else math.ceil(length / math.ceil(length / CHUNK))
+
+
+def _pad(x: jax.Array, axis: int, length: int) -> jax.Array:
+    if x.shape[axis] == length:
+        return x
+    return jnp.pad(x, [(0, length - size if i == axis else 0) for i, size in enumerate(x.shape)])
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array | None = None,
+    kv_segments: jax.Array | None = None,
+    *,
+    causal: bool,
+    q_offset: int | jax.Array = 0,
+) -> jax.Array:
+    """`oracle.attention` without ever holding S x L scores; kv chunks that no query of a chunk sees are skipped.
+
+    Args:
+        q: [B, S, N, H]; query head n reads kv head n // (N // K).
+        k, v: [B, L, K, H].
+        q_segments, kv_segments: int32 [B, S] and [B, L], both or neither, in any order; only equal ids see one
+            another. Skipping is exact where ids rise along a row, with 0 (padding) at its end.
+        causal: whether query i sees only the kv positions j <= q_offset + i.
+        q_offset: the kv position at which query 0 stands.
+
+    Returns:
+        [B, S, N, H] in q's dtype, accumulated in at least float32; zeros for a query that sees nothing.
+
+    Raises:
+        ValueError: if heads are not a multiple of kv heads, or only one side has segments.
+    """
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention: {q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
+    if (q_segments is None) != (kv_segments is None):
+        raise ValueError("attention: give both q_segments and kv_segments, or neither")
+    return _attention(causal, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(causal, q, k, v, q_segments, kv_segments, q_offset):
+    return _forward(causal, q, k, v, q_segments, kv_segments, q_offset)[0]
+
+
+def _chunk_order(tiling: _Tiling, causal: bool, q_ids, kv_ids, q_offset) -> tuple[jax.Array, jax.Array]:
+    """For each step and q chunk, the kv chunks that it may see, those first, and how many they are.
+
+    Returns:
+        int32 [steps, q_chunks, kv_chunks] and int32 [steps, q_chunks].
+    """
+    steps = tiling.rows * tiling.kv_heads // tiling.units
+    seen = jnp.ones((steps, tiling.q_chunks, tiling.kv_chunks), bool)
+    if causal:
+        last_query = q_offset + (jnp.arange(tiling.q_chunks) + 1) * tiling.q - 1
+        seen &= jnp.arange(tiling.kv_chunks) * tiling.kv <= last_query[:, None]
+    if q_ids is not None:
+        lowest_q, highest_q = q_ids.min(-1)[:, :, None], q_ids.max(-1)[:, :, None]
+        lowest_kv, highest_kv = kv_ids.min(-1)[:, None], kv_ids.max(-1)[:, None]
+        seen &= ((lowest_q <= highest_kv) & (lowest_kv <= highest_q)).any(-1)
+    return jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32), seen.sum(-1, dtype=jnp.int32)
+
+
+def _masked(tiling: _Tiling, causal: bool, scores, i, j, q_ids, kv_ids, q_offset) -> jax.Array:
+    """Scores [units, G * q, kv] of q chunk i and kv chunk j, with MASKED where the query does not see the key."""
+    key = j * tiling.kv + jnp.arange(tiling.kv)
+    seen = None  # [units or 1, q, kv]
+    if tiling.kv_chunks * tiling.kv != tiling.keys:
+        seen = (key < tiling.keys)[None, None]
+    if causal:
+        query = q_offset + i * tiling.q + jnp.arange(tiling.q)
+        seen = _both(seen, (key <= query[:, None])[None])
+    if q_ids is not None:
+        seen = _both(seen, q_ids[:, :, None] == kv_ids[:, None, :])
+    if seen is None:
+        return scores
+    grouped = scores.reshape(-1, tiling.group, tiling.q, tiling.kv)
+    return jnp.where(seen[:, None], grouped, MASKED).reshape(scores.shape)
+
+
+def _both(a: jax.Array | None, b: jax.Array) -> jax.Array:
+    return b if a is None else a & b
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product over the unit axis `u`; a single unit is a two-dimensional product."""
+    if a.shape[0] > 1:
+        return jnp.einsum(equation, a, b)
+    return jnp.einsum(equation.replace("u", ""), a[0], b[0])[None]
+
+
+def _at(x: jax.Array | None, index) -> jax.Array | None:
+    return None if x is None else lax.dynamic_index_in_dim(x, index, keepdims=False)
+
+
+def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
+    tiling = _Tiling.of(q.shape, k.shape)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scale = q.shape[-1] ** -0.5
+    q_ids, kv_ids = tiling.split_ids(q_segments, tiling.q), tiling.split_ids(kv_segments, tiling.kv)
+    order, counts = _chunk_order(tiling, causal, q_ids, kv_ids, q_offset)
+
+    def step(operands):
+        q, k, v, q_ids, kv_ids, order, counts = operands
+
+        def q_chunk(operands):
+            i, q, q_ids, order, count = operands
+            q = q.astype(wide) * scale
+
+            def kv_chunk(n, carry):
+                top, total, out = carry
+                j = order[n]
+                scores = _product("uqh,ukh->uqk", q, _at(k, j).astype(wide))
+                scores = _masked(tiling, causal, scores, i, j, q_ids, _at(kv_ids, j), q_offset)
+                new_top = jnp.maximum(top, scores.max(-1))
+                p = jnp.exp(scores - new_top[..., None])
+                shrink = jnp.exp(top - new_top)
+                out = out * shrink[..., None] + _product("uqk,ukh->uqh", p, _at(v, j).astype(wide))
+                return new_top, total * shrink + p.sum(-1), out
+
+            start = jnp.full(q.shape[:-1], MASKED, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide)
+            top, total, out = lax.fori_loop(0, count, kv_chunk, start)
+            some = top > MASKED / 2
+            out = out * jnp.where(some, 1 / total, 0)[..., None]
+            # The log-sum-exp of a query that sees nothing makes every probability recomputed from it exactly 0.
+            return out, jnp.where(some, top + jnp.log(total), -MASKED)
+
+        return lax.map(q_chunk, (jnp.arange(tiling.q_chunks), q, q_ids, order, counts))
+
+    split = tiling.split_q(q), tiling.split_kv(k), tiling.split_kv(v)
+    out, lse = lax.map(step, (*split, q_ids, kv_ids, order, counts))
+    return tiling.join_q(out).astype(q.dtype), lse
+
+
+def _forward_saving(causal, q, k, v, q_segments, kv_segments, q_offset):
+    out, lse = _forward(causal, q, k, v, q_segments, kv_segments, q_offset)
+    return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
+
+
+def _backward(causal, saved, d_out):
+    q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
+    tiling = _Tiling.of(q.shape, k.shape)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scale = q.shape[-1] ** -0.5
+    q_ids, kv_ids = tiling.split_ids(q_segments, tiling.q), tiling.split_ids(kv_segments, tiling.kv)
+    order, counts = _chunk_order(tiling, causal, q_ids, kv_ids, q_offset)
+
+    def step(operands):
+        q, k, v, q_ids, kv_ids, order, counts, lse, out, d_out = operands
+
+        def q_chunk(d_kv, operands):
+            i, q, q_ids, order, count, lse, out, d_out = operands
+            q, d_out = q.astype(wide) * scale, d_out.astype(wide)
+            inner = (d_out * out.astype(wide)).sum(-1)  # sum of p * dp along each row (FlashAttention, appendix B.4)
+
+            def kv_chunk(n, carry):
+                d_q, d_k, d_v = carry
+                j = order[n]
+                k_j, v_j = _at(k, j).astype(wide), _at(v, j).astype(wide)
+                scores = _product("uqh,ukh->uqk", q, k_j)
+                scores = _masked(tiling, causal, scores, i, j, q_ids, _at(kv_ids, j), q_offset)
+                p = jnp.exp(scores - lse[..., None])
+                d_v = d_v.at[j].add(_product("uqk,uqh->ukh", p, d_out))
+                d_scores = p * (_product("uqh,ukh->uqk", d_out, v_j) - inner[..., None])
+                d_k = d_k.at[j].add(_product("uqk,uqh->ukh", d_scores, q))
+                return d_q + _product("uqk,ukh->uqh", d_scores, k_j), d_k, d_v
+
+            d_q, *d_kv = lax.fori_loop(0, count, kv_chunk, (jnp.zeros(q.shape, wide), *d_kv))
+            return d_kv, d_q * scale
+
+        zeros = [jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)]
+        d_kv, d_q = lax.scan(q_chunk, zeros, (jnp.arange(tiling.q_chunks), q, q_ids, order, counts, lse, out, d_out))
+        return d_q, *d_kv
+
+    split = tiling.split_q(q), tiling.split_kv(k), tiling.split_kv(v), q_ids, kv_ids, order, counts
+    d_q, d_k, d_v = lax.map(step, (*split, lse, tiling.split_q(out), tiling.split_q(d_out)))
+    d_q, d_k, d_v = tiling.join_q(d_q), tiling.join_kv(d_k), tiling.join_kv(d_v)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+_attention.defvjp(_forward_saving, _backward)

@@ -1,0 +1,63 @@
+"""The plain formulas that every implementation of attention and of cross-entropy is tested against.
+
+They materialise everything, S x L scores and [T, V] logits included, and leave gradients to JAX.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array | None = None,
+    kv_segments: jax.Array | None = None,
+    *,
+    causal: bool,
+    q_offset: int | jax.Array = 0,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017, equation 1), grouped-query, within segments.
+
+    Args:
+        q: [B, S, N, H]; query head n reads kv head n // (N // K).
+        k, v: [B, L, K, H].
+        q_segments, kv_segments: int32 [B, S] and [B, L], both or neither; only equal ids see one another.
+        causal: whether query i sees only the kv positions j <= q_offset + i.
+        q_offset: the kv position at which query 0 stands.
+
+    Returns:
+        [B, S, N, H] in q's dtype, accumulated in at least float32; zeros for a query that sees nothing.
+    """
+    (B, S, N, H), (L, K) = q.shape, k.shape[1:3]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    queries = q.reshape(B, S, K, N // K, H).astype(wide)
+    scores = jnp.einsum("bskgh,blkh->bkgsl", queries, k.astype(wide)) * H**-0.5
+    seen = jnp.ones((B, S, L), bool)
+    if causal:
+        seen &= jnp.arange(L) <= q_offset + jnp.arange(S)[:, None]
+    if q_segments is not None:
+        seen &= q_segments[:, :, None] == kv_segments[:, None, :]
+    seen = seen[:, None, None]
+    # A finite stand-in for -inf keeps the gradient of a query that sees nothing free of NaN.
+    weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(wide).min / 2), axis=-1), 0)
+    return jnp.einsum("bkgsl,blkh->bskgh", weights, v.astype(wide)).reshape(B, S, N, H).astype(q.dtype)
+
+
+def cross_entropy(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array, *, vocab: int) -> jax.Array:
+    """weights * (logsumexp(logits) - logits[label]) for logits = x w.
+
+    Args:
+        x: [T, D]. w: [D, V]; the columns from `vocab` on are padding and count as -inf.
+        labels: int32 [T] in 0..vocab-1; anything where the weight is 0. Elsewhere a label out of range gives NaN.
+        weights: float32 [T]. A token of weight 0 takes no part: its loss and all its gradients are 0.
+
+    Returns:
+        float32 [T] (float64 if x is), in nats.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    logits = x.astype(wide) @ w[:, :vocab].astype(wide)
+    known = (labels >= 0) & (labels < vocab)
+    label_logits = jnp.take_along_axis(logits, jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
+    nll = jax.nn.logsumexp(logits, axis=1) - label_logits
+    return weights * jnp.where(weights == 0, 0, jnp.where(known, nll, jnp.nan))

@@ -1,0 +1,97 @@
+"""From a recipe to a trained checkpoint: the pieces put together."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ivl3_jax.config import PRESETS, InternVLConfig
+from ivl3_jax.conversion.checkpoint import load, save
+from ivl3_jax.data.jsonl import read_jsonl
+from ivl3_jax.data.loader import batches, prefetch
+from ivl3_jax.data.processor import Processor
+from ivl3_jax.data.template import ChatTemplate
+from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, Tokenizer
+from ivl3_jax.hf_config import read_config
+from ivl3_jax.models.model import Model, abstract_model
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.training.config import DataRecipe, ModelRecipe, Recipe
+from ivl3_jax.training.loop import Progress, train
+
+
+def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda progress: None) -> Path:
+    """Trains as the recipe says; returns the directory of the checkpoint, in the `-hf` layout.
+
+    `<output>/metrics.jsonl` receives one line a reported step.
+
+    Raises:
+        ValueError, OSError: a file is missing or faulty, or settings do not fit one another; before any training.
+    """
+    output = Path(recipe.output)
+    checkpoint = output / "checkpoint"
+    if checkpoint.exists():
+        raise ValueError(f"output {output} already holds a checkpoint; choose another directory or remove it")
+    plan = ShardingPlan.read(recipe.sharding.plan, **recipe.sharding.mesh)
+    model, processor = open_model(recipe.model, plan, recipe.train.seed)
+    processor = adapt(processor, recipe.data)
+    samples = read_jsonl(recipe.data.annotation, recipe.data.root)
+    data = recipe.data
+    stream = batches(
+        samples.__getitem__,
+        len(samples),
+        processor,
+        rows=data.rows,
+        tokens=data.tokens,
+        tiles=data.tiles,
+        segments=data.segments,
+        seed=recipe.train.seed,
+        weighting=data.weighting,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+
+        def tell(progress: Progress) -> None:
+            metrics.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+            metrics.flush()
+            report(progress)
+
+        trained = train(model, prefetch(stream), recipe.train, report=tell)
+    save(trained, checkpoint)
+    return checkpoint
+
+
+def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Model, Processor]:
+    """The model to start from, on the plan's mesh, and the processor that belongs to it.
+
+    Raises:
+        ValueError: the tokenizer does not belong to a model of that size.
+    """
+    if recipe.checkpoint is not None:
+        model = load(recipe.checkpoint, recipe.param_dtype, plan)
+        processor = Processor.from_directory(recipe.checkpoint)
+    else:
+        config = InternVLConfig.preset(recipe.size) if recipe.size in PRESETS else read_config(recipe.size)
+        tokenizer = Tokenizer.from_directory(recipe.tokenizer)
+        _check_tokenizer(tokenizer, config)
+        processor = Processor(tokenizer, ChatTemplate(), config.vision.image_size, config.tile_tokens)
+        model = Model.init(config, plan, seed=seed, param_dtype=recipe.param_dtype)
+        model = dataclasses.replace(model, source=Path(recipe.tokenizer))
+    config = model.config
+    if recipe.drop_path is not None:
+        config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
+    graphdef, _ = abstract_model(config, plan, model.mesh, param_dtype=recipe.param_dtype, dtype=recipe.dtype)
+    return dataclasses.replace(model, config=config, graphdef=graphdef), processor
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: InternVLConfig) -> None:
+    if tokenizer.id(IMAGE_CONTEXT) != config.image_token_id:
+        raise ValueError(
+            f"{tokenizer.where}: {IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; this model size expects "
+            f"{config.image_token_id}: use the tokenizer that belongs to it"
+        )
+
+
+def adapt(processor: Processor, data: DataRecipe) -> Processor:
+    """The processor with the recipe's tile limits, where it states any."""
+    stated = {name: getattr(data, name) for name in ("min_tiles", "max_tiles", "thumbnail")}
+    return dataclasses.replace(processor, **{name: value for name, value in stated.items() if value is not None})

@@ -1,0 +1,52 @@
+"""Packaging of ivl3_jax: what it needs, its extras, its command. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (here / "ivl3_jax/__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="ivl3-jax",
+    version=version,
+    description="InternVL3 in JAX and Flax for TPU pods: training, proof against PyTorch, sharding research",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # `conversion` and `configs` are found through the links ivl3_jax/conversion and ivl3_jax/configs.
+    packages=find_packages(include=["ivl3_jax", "ivl3_jax.*"]),
+    package_data={"ivl3_jax.configs": ["*.yaml", "**/*.yaml"]},
+    install_requires=[
+        "flax>=0.12.8",
+        "jax>=0.10.2",
+        "jsonargparse[signatures]>=4.49",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "pillow>=11.0",
+        "pyyaml>=6.0",
+        "rich>=13.0",
+        "safetensors>=0.6",
+        "tokenizers>=0.22",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "parity": ["matplotlib>=3.9", "torch>=2.9", "transformers>=5.0"],
+        "video": ["av>=14.0"],
+        "demo": ["matplotlib>=3.9", "scikit-learn>=1.5"],
+        "dev": [
+            "hypothesis>=6.100",
+            "import-linter>=2.5",
+            "mypy>=1.18",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "types-PyYAML>=6.0",
+        ],
+    },
+    entry_points={"console_scripts": ["ivl3 = ivl3_jax.cli.main:main"]},
+)
