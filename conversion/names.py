@@ -45,7 +45,7 @@ def _linear(path: str, name: str, pattern: str, bias: Condition | None = None) -
     rows = [Row(f"{path}/kernel", Tensor(f"{name}.weight", pattern))]
     if bias is None:
         return rows
-    output = re.match(r"\([^)]*\)|\w+", pattern).group()
+    output = pattern[: pattern.index(")") + 1] if pattern.startswith("(") else pattern.split()[0]
     return [*rows, Row(f"{path}/bias", Tensor(f"{name}.bias", f"{output} -> {output.strip('()')}"), bias)]
 
 

@@ -1,8 +1,10 @@
 """Parameters from an `-hf` checkpoint directory, straight into their places on the devices."""
 
 import dataclasses
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, parameters
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 
 LISTED = 8  # names shown in a message
+ALIGNMENT = 64  # bytes
 
 HEAD, TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
@@ -24,7 +27,7 @@ HEAD, TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
 def read_params(directory: str | Path, abstract: Mapping[str, Any], config: InternVLConfig) -> dict[str, Any]:
     """Reads every parameter, each process only the slices that its devices hold, parameter by parameter.
 
-    Host memory beyond the result: one device's slice of the parameter at hand, and a few megabytes.
+    Host memory beyond the result: at most one device's slice of the parameter at hand, and a few megabytes.
 
     Args:
         directory: in the `-hf` layout, with either style of prefixes.
@@ -115,7 +118,7 @@ def _equal(file: SafetensorsDirectory, first: str, second: str) -> bool:
         return False
     rows, width = a.shape
     step = max(1, CHUNK_BYTES // (file.dtype(first).itemsize * width))
-    blocks = ((range(at, min(at + step, rows)), range(width), width) for at in range(0, rows, step))
+    blocks = ((width, range(at, min(at + step, rows)), range(width)) for at in range(0, rows, step))
     return all(np.array_equal(file.read(first, *block), file.read(second, *block)) for block in blocks)
 
 
@@ -149,7 +152,7 @@ def _read(
     file: SafetensorsDirectory, names: Mapping[str, str], parameter: Parameter, index: Index, dtype: np.dtype
 ) -> np.ndarray:
     """`parameter[index]` in `dtype`, zeros where it reaches beyond the file's vocabulary."""
-    out = np.empty([part.stop - part.start for part in index], dtype)
+    out = _empty_aligned([part.stop - part.start for part in index], np.dtype(dtype))
     inner = index[1:] if parameter.stacked else index
     held = tuple(
         slice(part.start, max(part.start, min(part.stop, size)))
@@ -157,17 +160,18 @@ def _read(
     )
     if held != inner:
         out[...] = 0
-    # A view of the part that the file holds.
-    target = out[(..., *(slice(0, part.stop - part.start) for part in held))]
-    if target.size == 0:
-        return out
-    layers = range(len(parameter.tensors))[index[0]] if parameter.stacked else (0,)
-    for at, layer in enumerate(layers):
-        name = names[parameter.tensors[layer]]
-        parameter.layout.fill(
-            target[at] if parameter.stacked else target,
-            held,
-            lambda rows, columns, name=name: file.read(name, rows, columns, parameter.layout.width),
-            file.dtype(name).itemsize,
-        )
+    inside = tuple(slice(0, part.stop - part.start) for part in held)
+    layers = parameter.tensors[index[0]] if parameter.stacked else parameter.tensors
+    for layer, tensor in zip(out if parameter.stacked else [out], layers, strict=True):
+        if layer[inside].size:
+            read = partial(file.read, names[tensor], parameter.layout.width)
+            parameter.layout.fill(layer[inside], held, read, file.dtype(names[tensor]).itemsize)
     return out
+
+
+def _empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array that a CPU device takes over as it is; what is not aligned so, it copies."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + nbytes].view(dtype).reshape(shape)

@@ -80,13 +80,13 @@ class SafetensorsDirectory:
             raise ValueError(f"{info.file}: tensor {name} has dtype {info.dtype}; supported: {', '.join(DTYPES)}")
         return DTYPES[info.dtype]
 
-    def read(self, name: str, rows: range, columns: range, width: int) -> np.ndarray:
+    def read(self, name: str, width: int, rows: range, columns: range) -> np.ndarray:
         """A block of a tensor seen as a matrix.
 
         Args:
             name: as in the files.
-            rows, columns: what to read, steps of one.
             width: columns of the whole matrix.
+            rows, columns: what to read, steps of one.
 
         Returns:
             [rows, columns] in the tensor's dtype.
@@ -105,7 +105,7 @@ class SafetensorsDirectory:
         """Reads out.nbytes bytes from `offset` on in a tensor."""
         if info.file not in self._open:
             self._open[info.file] = os.open(info.file, os.O_RDONLY)
-        target = memoryview(out.view(np.uint8)).cast("B")
+        target = out.view(np.uint8).data.cast("B")
         while target:
             count = os.preadv(self._open[info.file], [target], info.start + offset)
             if count == 0:

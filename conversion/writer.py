@@ -22,6 +22,7 @@ from ivl3_jax.hf_config import to_hf
 GENERATION_FILE = "generation_config.json"
 # What a checkpoint directory holds beside weights and config.
 COMPANIONS = (
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -86,20 +87,20 @@ def write_hf(
     if leaves.keys() != {parameter.path for parameter in expected}:
         paths = {parameter.path for parameter in expected}
         raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ paths)}")
-    dtype = np.dtype(dtype or leaves["decoder/embed/table"].dtype)
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype {dtype} cannot be written; supported: {', '.join(map(str, DTYPES.values()))}")
+    stored = np.dtype(dtype or leaves["decoder/embed/table"].dtype)
+    if stored not in DTYPES.values():
+        raise ValueError(f"dtype {stored} cannot be written; supported: {', '.join(map(str, DTYPES.values()))}")
     tensors = [_Tensor(name, p, layer) for p in expected for layer, name in enumerate(p.tensors)]
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         temporary.chmod(0o777 & ~_umask())
-        _write_weights(temporary, leaves, tensors, dtype, max_shard_bytes)
-        _write_json(temporary / "config.json", to_hf(config) | {"torch_dtype": dtype.name})
-        companions = COMPANIONS if eos_ids is not None else (*COMPANIONS, GENERATION_FILE)
-        for name in companions if copy_from is not None else ():
-            if (Path(copy_from) / name).is_file():
-                shutil.copyfile(Path(copy_from) / name, temporary / name)
+        _write_weights(temporary, leaves, tensors, stored, max_shard_bytes)
+        _write_json(temporary / "config.json", to_hf(config) | {"torch_dtype": stored.name})
+        if copy_from is not None:
+            for name in COMPANIONS:
+                if (Path(copy_from) / name).is_file():
+                    shutil.copyfile(Path(copy_from) / name, temporary / name)
         if eos_ids is not None:
             _write_json(temporary / GENERATION_FILE, {"eos_token_id": list(eos_ids)})
         temporary.rename(directory)
@@ -115,7 +116,7 @@ def _write_weights(
     if len(shards) == 1:
         _write_shard(directory / SINGLE_FILE, leaves, shards[0], dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write_shard(directory / name, leaves, shard, dtype)

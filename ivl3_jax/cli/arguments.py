@@ -12,7 +12,6 @@ import json
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -103,14 +102,10 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The (name, text) pairs of a command line."""
-    for token, following in pairwise([*argv, None]):
-        if token == "--":
-            return
-        if token.startswith("--"):
-            name, equals, text = token[2:].partition("=")
-            value = text if equals else following
-            if value is not None:
-                yield name, value
+    for i, token in enumerate(argv):
+        name, equals, text = token.removeprefix("--").partition("=")
+        if token.startswith("--") and (equals or i + 1 < len(argv)):
+            yield name, text if equals else argv[i + 1]
 
 
 def _check_file(target: Any, file: str) -> None:

@@ -1,7 +1,7 @@
 """The `ivl3` command: finds the subcommand, prepares the platform, reports a user's mistakes in one line.
 
-A subcommand is a module with `HELP`, a literal string whose first line says what it does and whose second is an
-example, and `run(argv: list[str]) -> int`, which returns the exit code.
+A subcommand is a module with `HELP`, a literal string whose first line says what it does and whose second is a call of
+it as an example, and `run(argv: list[str]) -> int`, which returns the exit code.
 """
 
 import ast
@@ -110,7 +110,7 @@ def _usage() -> str:
     lines = ["usage: ivl3 COMMAND ...", ""]
     for name, module in COMMANDS.items():
         summary, example = _help(module).strip().splitlines()[:2]
-        lines += [f"  {name:<8} {summary.strip()}", f"  {'':<8}   {example.strip()}"]
+        lines += [f"  {name:<8} {summary.strip()}", f"  {'':<8} example: {example.strip()}"]
     return "\n".join([*lines, "", "`ivl3 COMMAND --help` says more. `ivl3 --version` prints the version."])
 
 

@@ -139,8 +139,8 @@ def _write(
         rows, cols = np.broadcast_arrays(v, u)
     value = _sample(digit, (rows + 1) * SIDE / 2 - 0.5, (cols + 1) * SIDE / 2 - 0.5)
     if warp:
-        # Thicker or thinner: the enlarged scan is a smooth hill, cut at another height.
-        value = np.clip((value - rng.uniform(-0.08, 0.12)) * rng.uniform(0.9, 1.4), 0, 1)
+        # Thicker or thinner: the slopes of the strokes are lifted or lowered.
+        value = np.clip(value * rng.uniform(0.9, 1.3), 0, 1) ** np.exp(rng.normal(0, 0.3))
     here = ink[low[0] : high[0], low[1] : high[1]]
     np.maximum(here, value, out=here)
 

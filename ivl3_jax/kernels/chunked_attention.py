@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
-CHUNK = 512  # positions per chunk of a long sequence
-WHOLE = 1536  # a sequence up to this length is one chunk
+CHUNK = 1536  # positions at most in a chunk of a bidirectional sequence: a whole ViT tile, where a cut saves nothing
+CAUSAL_CHUNK = 256  # small chunks stay in the cache and leave out more of the triangle that is not seen
 GROUP_BYTES = 1 << 22  # scores held at once when several units share one step
 
 
@@ -33,10 +33,11 @@ class _Tiling(NamedTuple):
     kv: int
 
     @classmethod
-    def of(cls, q_shape: tuple[int, ...], kv_shape: tuple[int, ...]) -> "_Tiling":
+    def of(cls, q_shape: tuple[int, ...], kv_shape: tuple[int, ...], causal: bool) -> "_Tiling":
         (B, S, N, _), (L, K) = q_shape, kv_shape[1:3]
         G = N // K
-        q, kv = _chunk(S), _chunk(L)
+        limit = CAUSAL_CHUNK if causal else CHUNK
+        q, kv = (math.ceil(n / math.ceil(n / limit)) for n in (S, L))
         fitting = max(1, GROUP_BYTES // (G * q * kv * 4)) if (q, kv) == (S, L) else 1
         units = max(n for n in range(1, min(fitting, B * K) + 1) if B * K % n == 0)
         return cls(B, K, G, S, L, units, q, kv)
@@ -86,10 +87,6 @@ class _Tiling(NamedTuple):
         ids = jnp.pad(ids, ((0, 0), (0, chunks * length - ids.shape[1])), mode="edge")
         ids = jnp.repeat(ids, self.kv_heads, axis=0).reshape(-1, self.units, chunks, length)
         return ids.swapaxes(1, 2)
-
-
-def _chunk(length: int) -> int:
-    return length if length <= WHOLE else math.ceil(length / math.ceil(length / CHUNK))
 
 
 def _pad(x: jax.Array, axis: int, length: int) -> jax.Array:
@@ -154,21 +151,18 @@ def _chunk_order(tiling: _Tiling, causal: bool, q_ids, kv_ids, q_offset) -> tupl
     return jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32), seen.sum(-1, dtype=jnp.int32)
 
 
-def _masked(tiling: _Tiling, causal: bool, scores, i, j, q_ids, kv_ids, q_offset) -> jax.Array:
-    """Scores [units, G * q, kv] of q chunk i and kv chunk j, with MASKED where the query does not see the key."""
+def _seen(tiling: _Tiling, causal: bool, i, j, q_ids, kv_ids, q_offset) -> jax.Array | None:
+    """bool [units or 1, q, kv], which keys of kv chunk j the queries of q chunk i see; None for all of them."""
+    seen = None
     key = j * tiling.kv + jnp.arange(tiling.kv)
-    seen = None  # [units or 1, q, kv]
     if tiling.kv_chunks * tiling.kv != tiling.keys:
-        seen = (key < tiling.keys)[None, None]
+        seen = jnp.broadcast_to(key < tiling.keys, (1, tiling.q, tiling.kv))
     if causal:
         query = q_offset + i * tiling.q + jnp.arange(tiling.q)
         seen = _both(seen, (key <= query[:, None])[None])
     if q_ids is not None:
         seen = _both(seen, q_ids[:, :, None] == kv_ids[:, None, :])
-    if seen is None:
-        return scores
-    grouped = scores.reshape(-1, tiling.group, tiling.q, tiling.kv)
-    return jnp.where(seen[:, None], grouped, MASKED).reshape(scores.shape)
+    return seen
 
 
 def _both(a: jax.Array | None, b: jax.Array) -> jax.Array:
@@ -187,7 +181,7 @@ def _at(x: jax.Array | None, index) -> jax.Array | None:
 
 
 def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
-    tiling = _Tiling.of(q.shape, k.shape)
+    tiling = _Tiling.of(q.shape, k.shape, causal)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scale = q.shape[-1] ** -0.5
     q_ids, kv_ids = tiling.split_ids(q_segments, tiling.q), tiling.split_ids(kv_segments, tiling.kv)
@@ -204,7 +198,10 @@ def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
                 top, total, out = carry
                 j = order[n]
                 scores = _product("uqh,ukh->uqk", q, _at(k, j).astype(wide))
-                scores = _masked(tiling, causal, scores, i, j, q_ids, _at(kv_ids, j), q_offset)
+                seen = _seen(tiling, causal, i, j, q_ids, _at(kv_ids, j), q_offset)
+                if seen is not None:
+                    by_head = scores.reshape(-1, tiling.group, tiling.q, tiling.kv)
+                    scores = jnp.where(seen[:, None], by_head, MASKED).reshape(scores.shape)
                 new_top = jnp.maximum(top, scores.max(-1))
                 p = jnp.exp(scores - new_top[..., None])
                 shrink = jnp.exp(top - new_top)
@@ -232,7 +229,7 @@ def _forward_saving(causal, q, k, v, q_segments, kv_segments, q_offset):
 
 def _backward(causal, saved, d_out):
     q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
-    tiling = _Tiling.of(q.shape, k.shape)
+    tiling = _Tiling.of(q.shape, k.shape, causal)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scale = q.shape[-1] ** -0.5
     q_ids, kv_ids = tiling.split_ids(q_segments, tiling.q), tiling.split_ids(kv_segments, tiling.kv)
@@ -244,22 +241,27 @@ def _backward(causal, saved, d_out):
         def q_chunk(d_kv, operands):
             i, q, q_ids, order, count, lse, out, d_out = operands
             q, d_out = q.astype(wide) * scale, d_out.astype(wide)
-            inner = (d_out * out.astype(wide)).sum(-1)  # sum of p * dp along each row (FlashAttention, appendix B.4)
+            inner = (d_out * out.astype(wide)).sum(-1)  # sum of p * dp over the keys (FlashAttention, appendix B.4)
 
             def kv_chunk(n, carry):
+                # Scores lie as [kv, q] here: two of the three products that contract them then need no transposition,
+                # and the third is formed as d_q transposed.
                 d_q, d_k, d_v = carry
                 j = order[n]
                 k_j, v_j = _at(k, j).astype(wide), _at(v, j).astype(wide)
-                scores = _product("uqh,ukh->uqk", q, k_j)
-                scores = _masked(tiling, causal, scores, i, j, q_ids, _at(kv_ids, j), q_offset)
-                p = jnp.exp(scores - lse[..., None])
-                d_v = d_v.at[j].add(_product("uqk,uqh->ukh", p, d_out))
-                d_scores = p * (_product("uqh,ukh->uqk", d_out, v_j) - inner[..., None])
-                d_k = d_k.at[j].add(_product("uqk,uqh->ukh", d_scores, q))
-                return d_q + _product("uqk,ukh->uqh", d_scores, k_j), d_k, d_v
+                scores = _product("ukh,uqh->ukq", k_j, q)
+                seen = _seen(tiling, causal, i, j, q_ids, _at(kv_ids, j), q_offset)
+                if seen is not None:
+                    by_head = scores.reshape(-1, tiling.kv, tiling.group, tiling.q)
+                    scores = jnp.where(seen.swapaxes(1, 2)[:, :, None], by_head, MASKED).reshape(scores.shape)
+                p = jnp.exp(scores - lse[:, None])
+                d_v = d_v.at[j].add(_product("ukq,uqh->ukh", p, d_out))
+                d_scores = p * (_product("ukh,uqh->ukq", v_j, d_out) - inner[:, None])
+                d_k = d_k.at[j].add(_product("ukq,uqh->ukh", d_scores, q))
+                return d_q + _product("ukh,ukq->uhq", k_j, d_scores), d_k, d_v
 
-            d_q, *d_kv = lax.fori_loop(0, count, kv_chunk, (jnp.zeros(q.shape, wide), *d_kv))
-            return d_kv, d_q * scale
+            d_q, *d_kv = lax.fori_loop(0, count, kv_chunk, (jnp.zeros_like(q.swapaxes(1, 2)), *d_kv))
+            return d_kv, d_q.swapaxes(1, 2) * scale
 
         zeros = [jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)]
         d_kv, d_q = lax.scan(q_chunk, zeros, (jnp.arange(tiling.q_chunks), q, q_ids, order, counts, lse, out, d_out))

@@ -39,8 +39,12 @@ class Projector(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """ViT features [T, P + 1, Dv], CLS first, to visual tokens [T, P / factor², D]."""
+        layout = self.rules.activation("tiles", "visual", "unshuffled")
+        return self.from_unshuffled(pixel_unshuffle(features[:, 1:], self.factor, layout))
+
+    def from_unshuffled(self, x: jax.Array) -> jax.Array:
+        """Unshuffled features [T, P / factor², factor² · Dv] to visual tokens [T, P / factor², D]."""
         with scope("projector"):
-            layout = self.rules.activation("tiles", "visual", "unshuffled")
-            x = tap("unshuffle", pixel_unshuffle(features[:, 1:], self.factor, layout))
-            x = tap("up", self.up(tap("norm", self.norm(x)), "tiles", "visual"))
+            x = tap("norm", self.norm(tap("unshuffle", x)))
+            x = tap("up", self.up(x, "tiles", "visual"))
             return tap("down", self.down(jax.nn.gelu(x, approximate=False), "tiles", "visual"))

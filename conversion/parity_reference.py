@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AttentionInterface, InternVLForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -47,6 +48,9 @@ ARGUMENTS = {
     "projector/unshuffle": "multi_modal_projector",
     "decoder/embed": "language_model",
 }
+
+# In the order of computation, so that a report can name the first tensor that differs.
+ORDER = sorted([*ARGUMENTS, *OUTPUTS], key=lambda name: ("vision", "projector", "decoder").index(name.split("/")[0]))
 
 
 def load_reference(directory: str | Path, dtype: str = "float32") -> InternVLForConditionalGeneration:
@@ -113,7 +117,7 @@ def run(model: InternVLForConditionalGeneration, inputs: Inputs) -> dict[str, np
     with torch.no_grad(), _hooked(model) as taps:
         logits = model(**inputs, use_cache=False).logits
     found = {}
-    for name in list(taps):
+    for name in (name for name in ORDER if name in taps):
         values = taps.pop(name)
         found[name] = np.stack(values) if "/layers/" in name else values[0]
     return found | {"logits": _numpy(logits)}
@@ -249,3 +253,8 @@ def _rotary(self: torch.nn.Module, x: torch.Tensor, position_ids: torch.Tensor) 
     angles = position_ids[..., None].to(x.dtype) * config.rope_parameters["rope_theta"] ** -exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def versions() -> str:
+    """The versions of PyTorch and transformers, for reports."""
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"

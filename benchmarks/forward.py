@@ -1,0 +1,168 @@
+"""Speed of InternVL3-1B's shapes in float32, beside transformers in the same run.
+
+    python benchmarks/forward.py [--repeat 3] [--checkpoint DIR]
+
+Random weights are made once by transformers and kept in .cache/benchmarks/1b. Four measures: the ViT on 4 tiles; prefill
+of 4 tiles and 200 text tokens; loss and gradients of 1 tile and 256 text tokens; decoding, seconds a token. Each is run
+once to warm up (for us that is the compile time shown) and then `--repeat` times, the two sides in turn; medians count.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+import ivl3_jax
+from ivl3_jax.batch import Batch, empty_batch
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.hf_config import to_hf
+from ivl3_jax.inference.generate import Generator
+from ivl3_jax.models.intern_vit import MEAN, STD
+from ivl3_jax.models.model import place_batch
+from ivl3_jax.training.step import batch_loss
+
+NEW_TOKENS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--checkpoint", type=Path, default=Path(".cache/benchmarks/1b"))
+    arguments = parser.parse_args()
+    if not (arguments.checkpoint / "config.json").exists():
+        make_checkpoint(arguments.checkpoint)
+    ours, theirs = Ours(arguments.checkpoint), Theirs(arguments.checkpoint)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; jax {jax.__version__}, ", end="")
+    print(f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}\n")
+    print("| measure | transformers s | ivl3_jax s | times as fast | compile s |\n|---|---|---|---|---|", flush=True)
+    figures = {}
+    for name in ("vit, 4 tiles", "prefill, 4 tiles + 200", "forward + backward, 1 tile + 256", "decode, a token"):
+        method = name.split(",")[0].replace(" + ", "_")
+        compile_seconds = timed(getattr(ours, method))
+        timed(getattr(theirs, method))
+        pairs = [(timed(getattr(theirs, method)), timed(getattr(ours, method))) for _ in range(arguments.repeat)]
+        them, us = (statistics.median(side) for side in zip(*pairs, strict=True))
+        if method == "decode":
+            them, us = them / NEW_TOKENS, us / NEW_TOKENS
+        figures[name] = {"transformers": them, "ivl3_jax": us, "ratio": them / us, "compile": compile_seconds}
+        print(f"| {name} | {them:.3f} | {us:.3f} | {them / us:.2f} | {compile_seconds:.1f} |", flush=True)
+    print("\n" + json.dumps(figures))
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that `call` itself reports, or those it takes."""
+    began = time.perf_counter()
+    reported = call()
+    return reported if isinstance(reported, float) else time.perf_counter() - began
+
+
+def make_checkpoint(directory: Path) -> None:
+    config = transformers.InternVLConfig.from_dict(to_hf(InternVLConfig.preset("InternVL3-1B")))
+    torch.manual_seed(0)
+    transformers.InternVLForConditionalGeneration(config).save_pretrained(directory)
+
+
+def example(tiles: int, text: int, config: InternVLConfig) -> Batch:
+    """One row: `tiles` tiles of noise, then `text` tokens."""
+    rng = np.random.default_rng(0)
+    visual = tiles * config.tile_tokens
+    batch = empty_batch(1, visual + text, tiles, 1, config.vision.image_size)
+    batch.tokens[:] = rng.integers(0, 150_000, batch.tokens.shape)
+    batch.tokens[0, 8 : 8 + visual] = config.image_token_id
+    batch.visual_index[0, 8 : 8 + visual] = np.arange(visual)
+    batch.segment_ids[:] = 1
+    batch.positions[:] = np.arange(visual + text)
+    batch.tiles[:] = rng.integers(0, 256, batch.tiles.shape)
+    batch.labels[0, :-1] = np.where(batch.visual_index[0, 1:] < 0, batch.tokens[0, 1:], -100)
+    batch.loss_weights[:] = batch.labels != -100
+    return batch
+
+
+class Ours:
+    def __init__(self, checkpoint: Path) -> None:
+        self.model = ivl3_jax.load(checkpoint, dtype="float32")
+        self.generator = Generator(self.model)
+        graphdef, config = self.model.graphdef, self.model.config
+        self.vit_batch, self.prompt_batch, self.train_batch = (
+            example(*n, config) for n in ((4, 200), (4, 200), (1, 256))
+        )
+        self.run_vit = jax.jit(lambda p, t: nnx.merge(graphdef, p).vision(t, np.float32))
+        self.run_backward = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(graphdef, p, b, None)))
+
+    def vit(self) -> None:
+        with jax.set_mesh(self.model.mesh):
+            jax.block_until_ready(self.run_vit(self.model.params, self.vit_batch.tiles[0]))
+
+    def prompt(self) -> Encoded:
+        b = self.prompt_batch
+        nothing = np.zeros(b.tokens.shape[1], bool)
+        return Encoded(b.tokens[0], b.labels[0], nothing, b.tiles[0], b.visual_index[0], b.positions[0])
+
+    def prefill(self) -> None:
+        next(self.generator.stream([self.prompt()], NEW_TOKENS + 1))
+
+    def decode(self) -> float:
+        stream = self.generator.stream([self.prompt()], NEW_TOKENS + 1)
+        next(stream)
+        began = time.perf_counter()
+        assert sum(1 for _ in stream) == NEW_TOKENS
+        return time.perf_counter() - began
+
+    def forward_backward(self) -> None:
+        batch = place_batch(self.train_batch, self.model.plan, self.model.mesh)
+        with jax.set_mesh(self.model.mesh):
+            jax.block_until_ready(self.run_backward(self.model.params, batch))
+
+
+class Theirs:
+    def __init__(self, checkpoint: Path) -> None:
+        load = transformers.InternVLForConditionalGeneration.from_pretrained
+        self.model = load(checkpoint, dtype=torch.float32).eval()
+        self.config = InternVLConfig.preset("InternVL3-1B")
+        self.prompt = self.inputs(example(4, 200, self.config))
+        self.training = self.inputs(example(1, 256, self.config))
+        self.labels = torch.from_numpy(example(1, 256, self.config).labels).long()
+
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        pixels = (batch.tiles[0].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return {"input_ids": torch.from_numpy(batch.tokens).long(), "pixel_values": torch.from_numpy(pixels)}
+
+    @torch.no_grad()
+    def vit(self) -> None:
+        self.model.model.vision_tower(self.prompt["pixel_values"])
+
+    @torch.no_grad()
+    def prefill(self) -> transformers.modeling_outputs.ModelOutput:
+        return self.model(**self.prompt, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def decode(self) -> float:
+        out = self.prefill()
+        began = time.perf_counter()
+        for _ in range(NEW_TOKENS):
+            token = out.logits[:, -1:].argmax(-1)
+            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        return time.perf_counter() - began
+
+    def forward_backward(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        logits = self.model(**self.training, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0].float(), self.labels[0], ignore_index=-100).backward()
+
+
+if __name__ == "__main__":
+    main()
