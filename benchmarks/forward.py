@@ -31,8 +31,8 @@ from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.hf_config import to_hf
 from ivl3_jax.inference.generate import Generator
 from ivl3_jax.models.intern_vit import MEAN, STD
+from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import place_batch
-from ivl3_jax.training.step import batch_loss
 
 NEW_TOKENS = 16
 
@@ -100,7 +100,7 @@ class Ours:
             example(*n, config) for n in ((4, 200), (4, 200), (1, 256))
         )
         self.run_vit = jax.jit(lambda p, t: nnx.merge(graphdef, p).vision(t, np.float32))
-        self.run_backward = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(graphdef, p, b, None)))
+        self.run_backward = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(nnx.merge(graphdef, p), b)))
 
     def vit(self) -> None:
         with jax.set_mesh(self.model.mesh):

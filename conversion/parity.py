@@ -21,7 +21,7 @@ from ivl3_jax.conversion.comparison import Difference, Report, compare, differen
 from ivl3_jax.conversion.reader import resolve_tying
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.layers import taps
-from ivl3_jax.models.internvl import InternVL, token_losses
+from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import Model, place_batch
 
 # Bidirectional attention without rope does not feel a constant added to all keys: this gradient is zero but for
@@ -99,8 +99,7 @@ def gradients(model: Model, batch: Batch) -> tuple[float, dict[str, np.ndarray]]
     """The loss sum(w · nll) / sum(w), and its gradient for every parameter by its path."""
 
     def loss(params: Any, batch: Batch) -> jax.Array:
-        module: InternVL = nnx.merge(model.graphdef, params)
-        return token_losses(module, batch).sum() / batch.loss_weights.sum()
+        return batch_loss(nnx.merge(model.graphdef, params), batch)
 
     with jax.set_mesh(model.mesh):
         placed = place_batch(batch, model.plan, model.mesh)
@@ -117,9 +116,7 @@ def compare_gradients(
     ours: tuple[float, dict[str, np.ndarray]], theirs: tuple[float, dict[str, np.ndarray]], dtype: str
 ) -> list[Difference]:
     """The loss, then every parameter's gradient, layer by layer."""
-    loss = difference(
-        "gradient", "loss", None, *(np.array([side[0]]) for side in (ours, theirs)), tolerances.STACK[dtype]
-    )
+    loss = difference("gradient", "loss", None, np.array([ours[0]]), np.array([theirs[0]]), tolerances.STACK[dtype])
     tolerance = tolerances.GRADIENT[dtype]
     by_path = dict(theirs[1])
     zero = by_path.pop(ZERO_GRADIENT, None)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from ivl3_jax.cli import UsageError
 
@@ -38,7 +39,7 @@ def run(argv: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see ivl3 chat --help")
 
 

@@ -89,7 +89,7 @@ def compose(split: Split, members: Sequence[int], rng: np.random.Generator, *, l
         largest: scales the sheet; below 1 for small pictures of few tiles.
     """
     digits, warp = load(split), split == "train"
-    height = rng.uniform(18, 44) * largest
+    height = rng.uniform(16, 38) * largest
     heights = height * rng.uniform(0.8, 1.0, len(members))
     widths = heights * rng.uniform(0.75, 1.0, len(members))
     gaps = height * rng.uniform(-0.05, 0.25, len(members) - 1)

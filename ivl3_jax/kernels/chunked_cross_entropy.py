@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 MASKED = -1e30  # finite, so that masked logits never meet in inf - inf
-TOKENS = 512  # at most so many tokens in a chunk
 COLUMNS = 8192  # at most so many columns of the vocabulary in a chunk
+LOGITS = 1 << 21  # at most so many logits in a chunk; beside a large vocabulary that is 256 tokens
 
 Axis = str | tuple[str, ...] | None
 
@@ -51,14 +51,14 @@ def _even(length: int, limit: int) -> tuple[int, int]:
     return chunks, -(-length // chunks)
 
 
-def _token_chunks(active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The tokens in chunks, those that take part first.
+def _token_chunks(active: jax.Array, columns: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The tokens in chunks to go with chunks of so many columns, those that take part first.
 
     Returns:
         int32 [chunks, size], which token stands where (T, one past the last, in the remainder of the last chunk); int32
         [T], where each token stands in that; int32 scalar, how many chunks have a token that takes part.
     """
-    chunks, size = _even(active.shape[0], TOKENS)
+    chunks, size = _even(active.shape[0], max(1, LOGITS // columns))
     order = jnp.argsort(~active, stable=True).astype(jnp.int32)
     places = jnp.pad(order, (0, chunks * size - order.shape[0]), constant_values=order.shape[0])
     used = (active.sum(dtype=jnp.int32) + size - 1) // size
@@ -83,8 +83,8 @@ def _first_column(w: jax.Array, axis: Axis):
 
 def _forward(vocab, axis, x, w, labels, active):
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    places, place_of, used = _token_chunks(active)
-    chunks, _ = _even(w.shape[1], COLUMNS)
+    chunks, size = _even(w.shape[1], COLUMNS)
+    places, place_of, used = _token_chunks(active, size)
     local_labels = labels - _first_column(w, axis)
 
     def token_chunk(i, stats):
@@ -97,7 +97,7 @@ def _forward(vocab, axis, x, w, labels, active):
             logits = jnp.where(counts, x_i @ w_j.astype(wide), MASKED)
             new_top = jnp.maximum(top, logits.max(-1))
             total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
-            is_label = start + jnp.arange(logits.shape[1]) == label[:, None]
+            is_label = start + jnp.arange(size) == label[:, None]
             return new_top, total, label_logit + jnp.where(is_label & counts, logits, 0).sum(-1)
 
         zero = jnp.zeros(here.shape, wide)
@@ -122,8 +122,8 @@ def _backward(vocab, axis, saved, d_nll):
         # without check_vma); the sum is what psum's own transpose would give.
         d_nll = lax.psum(d_nll, axis)
     d_nll = jnp.where(active, d_nll, 0)
-    places, place_of, used = _token_chunks(active)
     chunks, size = _even(w.shape[1], COLUMNS)
+    places, place_of, used = _token_chunks(active, size)
     local_labels = labels - _first_column(w, axis)
 
     def token_chunk(i, carry):

@@ -49,4 +49,4 @@ class LayerNorm(nnx.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
-NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}

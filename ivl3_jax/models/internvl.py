@@ -103,3 +103,13 @@ def token_losses(model: InternVL, batch: Batch, *, key: jax.Array | None = None)
         layout=layout,
         vocab_axes=model.rules.activation("vocab")[0],
     )
+
+
+def batch_loss(model: InternVL, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Next-token loss sum(w · nll) / sum(w) over the global batch, in nats (InternVL2.5, arXiv 2412.05271).
+
+    A batch in which nothing is trained on has loss 0.
+    """
+    losses = token_losses(model, batch, key=key)
+    total = batch.loss_weights.astype(losses.dtype).sum()
+    return losses.sum() / jnp.where(total > 0, total, 1)

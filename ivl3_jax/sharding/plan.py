@@ -107,7 +107,12 @@ class ShardingPlan:
             if policy not in REMAT_POLICIES:
                 raise ValueError(f"{where}: remat.{component} is {policy!r}; use one of {', '.join(REMAT_POLICIES)}")
         plan = cls(
-            name=fields.get("name", "plan"), remat=remat, compiler_flags=fields.get("compiler_flags") or {}, **rules
+            name=fields.get("name", "plan"),
+            vision=rules["vision"],
+            projector=rules["projector"],
+            decoder=rules["decoder"],
+            remat=remat,
+            compiler_flags=fields.get("compiler_flags") or {},
         )
         return plan.with_mesh(where, **(fields.get("mesh") or {}))
 
@@ -163,7 +168,7 @@ class ShardingPlan:
 
 
 def _spec(table: Table, axes: tuple[str | None, ...]) -> PartitionSpec:
-    return PartitionSpec(*(table.get(axis) or None for axis in axes))
+    return PartitionSpec(*(table.get(axis or "") or None for axis in axes))
 
 
 def _known(found: Any, allowed: Any, where: str, place: str) -> None:

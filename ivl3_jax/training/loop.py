@@ -68,7 +68,7 @@ def train(
     with jax.set_mesh(model.mesh):
         key = jax.random.key(config.seed)
         state = init_state(model.params, optimizer)
-        last = None
+        last: Metrics | None = None
         for number in range(1, config.steps + 1):
             batch = next(batches, None)
             if batch is None:
@@ -77,5 +77,6 @@ def train(
             if last is not None:
                 tell(number - 1, last)  # the step before, while this one runs
             last = metrics
-        tell(config.steps, last)
+        if last is not None:
+            tell(config.steps, last)
     return model.replace(state.params)

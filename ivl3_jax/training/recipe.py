@@ -70,6 +70,7 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
         model = load(recipe.checkpoint, recipe.param_dtype, plan)
         processor = Processor.from_directory(recipe.checkpoint)
     else:
+        assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
         config = InternVLConfig.preset(recipe.size) if recipe.size in PRESETS else read_config(recipe.size)
         tokenizer = Tokenizer.from_directory(recipe.tokenizer)
         _check_tokenizer(tokenizer, config)

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.models.internvl import token_losses
+from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import Params
 
 
@@ -43,12 +43,6 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
 
 
-def batch_loss(graphdef: nnx.GraphDef, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    """Next-token loss sum(w · nll) / sum(w) over the global batch (InternVL2.5, arXiv 2412.05271, section 3.2)."""
-    losses = token_losses(nnx.merge(graphdef, params), batch, key=key)
-    return losses.sum() / jnp.maximum(batch.loss_weights.sum().astype(losses.dtype), 1e-30)
-
-
 def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> TrainStep:
     """The jitted step(state, batch, key) -> (state, metrics); the state is donated. Call it under the model's mesh.
 
@@ -57,7 +51,11 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         drop_path = jax.random.fold_in(key, state.step)
-        loss, grads = jax.value_and_grad(lambda params: batch_loss(graphdef, params, batch, drop_path))(state.params)
+
+        def loss_of(params: Params) -> jax.Array:
+            return batch_loss(nnx.merge(graphdef, params), batch, key=drop_path)
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         metrics = Metrics(
             loss=loss,
