@@ -61,7 +61,7 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -
             loss=loss,
             tokens=(batch.loss_weights > 0).sum(),
             positions=(batch.segment_ids > 0).sum(),
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
         )
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
 
