@@ -23,6 +23,7 @@ from ivl3_jax.hf_config import read_config
 from ivl3_jax.layers import taps
 from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import Model, place_batch
+from ivl3_jax.sharding.plan import ShardingPlan
 
 # Bidirectional attention without rope does not feel a constant added to all keys: this gradient is zero but for
 # rounding, and is measured against that of q's bias.
@@ -166,7 +167,7 @@ def check(
     del reference, inputs
     gc.collect()
     say("loading the checkpoint here")
-    model = load(directory, dtype)
+    model = load(directory, dtype, ShardingPlan("parity", remat={"vision": "full", "decoder": "full"}))
     with jax.default_matmul_precision("highest"):
         say("module by module")
         differences = compare(

@@ -153,8 +153,13 @@ def gradients(
     Arguments as of `loss`, and the config of the checkpoint. A parameter that the loss does not depend on has zeros.
     """
     model.zero_grad(set_to_none=True)
+    # Recomputes layers in the backward pass: the written-out attention of all of them would not fit for the 1B.
+    model.gradient_checkpointing_enable()
+    model.train()
     value = loss(model, inputs, labels, weights)
     value.backward()
+    model.eval()
+    model.gradient_checkpointing_disable()
     theirs: Mapping[str, torch.nn.Parameter] = dict(model.named_parameters())
     ours = {}
     for parameter in parameters(config):

@@ -44,43 +44,50 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
     if not isinstance(ratio, int | float) or ratio <= 0 or (1 / ratio) % 1:
         raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
     tied = fields["tie_word_embeddings"] if "tie_word_embeddings" in fields else text.get("tie_word_embeddings")
-    return InternVLConfig(
-        vision=VisionConfig(
-            layers=vision.get("num_hidden_layers"),
-            width=vision.get("hidden_size"),
-            heads=vision.get("num_attention_heads"),
-            mlp=vision.get("intermediate_size"),
-            image_size=vision.square("image_size"),
-            patch_size=vision.square("patch_size"),
-            norm=vision.get("norm_type"),
-            norm_eps=vision.get("layer_norm_eps"),
-            qk_norm=vision.get("use_qk_norm"),
-            qkv_bias=vision.get("attention_bias"),
-            layer_scale=fields["vision_config"].get("layer_scale_init_value", 0.1),
-            drop_path=fields["vision_config"].get("drop_path_rate", 0.0),
-            initializer_range=fields["vision_config"].get("initializer_range", 0.02),
-        ),
-        projector=ProjectorConfig(downsample=round(1 / ratio)),
-        decoder=DecoderConfig(
-            layers=text.get("num_hidden_layers"),
-            width=text.get("hidden_size"),
-            heads=text.get("num_attention_heads"),
-            kv_heads=text.get("num_key_value_heads"),
-            head_dim=fields["text_config"].get("head_dim")
-            or text.get("hidden_size") // text.get("num_attention_heads"),
-            mlp=text.get("intermediate_size"),
-            vocab=text.get("vocab_size"),
-            rope_theta=text.rope()["rope_theta"],
-            rope_scaling=RopeScaling(text.rope()["rope_type"], text.rope().get("factor") or 1.0),
-            max_positions=text.get("max_position_embeddings"),
-            norm_eps=text.get("rms_norm_eps"),
-            qkv_bias=text.get("model_type") == "qwen2",
-            tie_embeddings=bool(tied),
-            initializer_range=fields["text_config"].get("initializer_range", 0.02),
-        ),
-        image_token_id=top.get("image_token_id"),
-        select_layer=top.get("vision_feature_layer"),
-    )
+    rope = text.rope()
+    heads, width = text.whole("num_attention_heads"), text.whole("hidden_size")
+    vision_config = {
+        "layers": vision.whole("num_hidden_layers"),
+        "width": vision.whole("hidden_size"),
+        "heads": vision.whole("num_attention_heads"),
+        "mlp": vision.whole("intermediate_size"),
+        "image_size": vision.square("image_size"),
+        "patch_size": vision.square("patch_size"),
+        "norm": vision.get("norm_type"),
+        "norm_eps": vision.get("layer_norm_eps"),
+        "qk_norm": vision.get("use_qk_norm"),
+        "qkv_bias": vision.get("attention_bias"),
+        "layer_scale": fields["vision_config"].get("layer_scale_init_value", 0.1),
+        "drop_path": fields["vision_config"].get("drop_path_rate", 0.0),
+        "initializer_range": fields["vision_config"].get("initializer_range", 0.02),
+    }
+    decoder_config = {
+        "layers": text.whole("num_hidden_layers"),
+        "width": width,
+        "heads": heads,
+        "kv_heads": text.whole("num_key_value_heads"),
+        "head_dim": fields["text_config"].get("head_dim") or width // heads,
+        "mlp": text.whole("intermediate_size"),
+        "vocab": text.whole("vocab_size"),
+        "rope_theta": rope["rope_theta"],
+        "max_positions": text.whole("max_position_embeddings"),
+        "norm_eps": text.get("rms_norm_eps"),
+        "qkv_bias": text.get("model_type") == "qwen2",
+        "tie_embeddings": bool(tied),
+        "initializer_range": fields["text_config"].get("initializer_range", 0.02),
+    }
+    image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
+    try:
+        scaling = RopeScaling(rope["rope_type"], rope.get("factor") or 1.0)
+        return InternVLConfig(
+            VisionConfig(**vision_config),
+            ProjectorConfig(downsample=round(1 / ratio)),
+            DecoderConfig(rope_scaling=scaling, **decoder_config),
+            image_token_id,
+            select_layer,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def to_hf(config: InternVLConfig) -> dict[str, Any]:
@@ -162,6 +169,13 @@ class _Fields:
         if value not in allowed:
             valid = " or ".join(map(repr, allowed))
             raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; supported: {valid}{why and f' ({why})'}")
+
+    def whole(self, name: str, least: int | None = 1) -> int:
+        value = self.get(name)
+        if type(value) is not int or (least is not None and value < least):
+            bound = "" if least is None else f" of at least {least}"
+            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be a whole number{bound}")
+        return value
 
     def square(self, name: str) -> int:
         value = self.get(name)

@@ -94,8 +94,8 @@ def compose(split: Split, members: Sequence[int], rng: np.random.Generator, *, l
     widths = heights * rng.uniform(0.75, 1.0, len(members))
     gaps = height * rng.uniform(-0.05, 0.25, len(members) - 1)
     row = float(widths.sum() + gaps.sum())
-    width = round(row + height * rng.uniform(0.1, 0.7))
-    tall = round(height * rng.choice((1.1, 1.4, 2.0), p=(0.55, 0.3, 0.15)) * rng.uniform(1, 1.15))
+    width = round(row + height * rng.uniform(0.1, 0.5))
+    tall = round(height * rng.choice((1.1, 1.3, 1.7), p=(0.6, 0.25, 0.15)) * rng.uniform(1, 1.1))
     ink = np.zeros((tall, width), np.float32)
     x = rng.uniform(0, width - row)
     y = rng.uniform(0, tall - height)
@@ -126,12 +126,12 @@ def _write(
     v = (2 * (np.arange(low[0], high[0], dtype=np.float32) + 0.5 - corner[0]) / size[0] - 1)[:, None]
     u = (2 * (np.arange(low[1], high[1], dtype=np.float32) + 0.5 - corner[1]) / size[1] - 1)[None]
     if warp:
-        turn, shear = rng.normal(0, 0.12), rng.normal(0, 0.15)
+        turn, shear = rng.normal(0, 0.1), rng.normal(0, 0.12)
         stretch = np.exp(rng.normal(0, 0.08, 2))
         rows = (v * np.cos(turn) - u * np.sin(turn)) * stretch[0]
         cols = (u * np.cos(turn) + v * (np.sin(turn) + shear)) * stretch[1]
         # Bending: slow waves of random phase, the smoothest of elastic distortions.
-        size_a, size_b = rng.normal(0, 0.07, 2)
+        size_a, size_b = rng.normal(0, 0.06, 2)
         phase = rng.uniform(0, 2 * np.pi, 4)
         rows = rows + size_a * np.sin(2.2 * u + phase[0]) * np.sin(2.2 * v + phase[1])
         cols = cols + size_b * np.sin(2.2 * u + phase[2]) * np.sin(2.2 * v + phase[3])
@@ -140,7 +140,7 @@ def _write(
     value = _sample(digit, (rows + 1) * SIDE / 2 - 0.5, (cols + 1) * SIDE / 2 - 0.5)
     if warp:
         # Thicker or thinner: the slopes of the strokes are lifted or lowered.
-        value = np.clip(value * rng.uniform(0.9, 1.3), 0, 1) ** np.exp(rng.normal(0, 0.3))
+        value = np.clip(value * rng.uniform(0.9, 1.3), 0, 1) ** np.exp(rng.normal(0, 0.2))
     here = ink[low[0] : high[0], low[1] : high[1]]
     np.maximum(here, value, out=here)
 

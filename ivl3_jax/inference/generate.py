@@ -16,8 +16,8 @@ from ivl3_jax.models.model import Model
 
 
 def bucket(length: int) -> int:
-    """The static length that `length` positions are padded to: four sizes an octave, at most a quarter of it padding."""
-    step = max(64, 1 << (max(length - 1, 1).bit_length() - 3))
+    """The static length that `length` positions are padded to: four sizes an octave, at most a quarter padding."""
+    step = max(64, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
 
 

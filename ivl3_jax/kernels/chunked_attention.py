@@ -52,7 +52,7 @@ class _Tiling(NamedTuple):
 
     def split_q(self, x: jax.Array) -> jax.Array:
         """[B, S, N, H] -> [steps, q_chunks, units, G * q, H]: the queries of one kv head are rows of one product."""
-        x = _pad(x, 1, self.q_chunks * self.q)
+        x = _pad(x, self.q_chunks * self.q)
         x = x.reshape(self.rows, self.q_chunks, self.q, self.kv_heads, self.group, -1).transpose(0, 3, 1, 4, 2, 5)
         x = x.reshape(-1, self.units, self.q_chunks, self.group * self.q, x.shape[-1])
         return x.swapaxes(1, 2)
@@ -66,7 +66,7 @@ class _Tiling(NamedTuple):
 
     def split_kv(self, x: jax.Array) -> jax.Array:
         """[B, L, K, H] -> [steps, kv_chunks, units, kv, H]."""
-        x = _pad(x, 1, self.kv_chunks * self.kv).swapaxes(1, 2)
+        x = _pad(x, self.kv_chunks * self.kv).swapaxes(1, 2)
         return x.reshape(-1, self.units, self.kv_chunks, self.kv, x.shape[-1]).swapaxes(1, 2)
 
     def join_kv(self, x: jax.Array) -> jax.Array:
@@ -89,10 +89,8 @@ class _Tiling(NamedTuple):
         return ids.swapaxes(1, 2)
 
 
-def _pad(x: jax.Array, axis: int, length: int) -> jax.Array:
-    if x.shape[axis] == length:
-        return x
-    return jnp.pad(x, [(0, length - size if i == axis else 0) for i, size in enumerate(x.shape)])
+def _pad(x: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
 
 def attention(
@@ -125,6 +123,8 @@ def attention(
         raise ValueError(f"attention: {q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
     if (q_segments is None) != (kv_segments is None):
         raise ValueError("attention: give both q_segments and kv_segments, or neither")
+    if q.size == 0 or k.size == 0:
+        return jnp.zeros_like(q)
     return _attention(causal, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
 
 
@@ -212,8 +212,8 @@ def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
             top, total, out = lax.fori_loop(0, count, kv_chunk, start)
             some = top > MASKED / 2
             out = out * jnp.where(some, 1 / total, 0)[..., None]
-            # The log-sum-exp of a query that sees nothing makes every probability recomputed from it exactly 0.
-            return out, jnp.where(some, top + jnp.log(total), -MASKED)
+            # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp(MASKED), exactly 0.
+            return out, jnp.where(some, top + jnp.log(total), 0)
 
         return lax.map(q_chunk, (jnp.arange(tiling.q_chunks), q, q_ids, order, counts))
 

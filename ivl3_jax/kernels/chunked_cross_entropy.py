@@ -35,6 +35,7 @@ def cross_entropy(
     Returns:
         float32 [T] (float64 if x is), in nats.
     """
+    x, w, labels, weights = (jnp.asarray(operand) for operand in (x, w, labels, weights))
     known = (labels >= 0) & (labels < vocab)
     nll = _nll(vocab, axis, x, w, labels, weights != 0)
     return weights * jnp.where(known | (weights == 0), nll, jnp.nan)

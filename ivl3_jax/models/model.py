@@ -105,7 +105,7 @@ def abstract_model(
     graphdef, state = nnx.split(module)
     rules = plan.for_heads(config.decoder.kv_heads)
     placed = {}
-    for path, variable in state.flat_state():
+    for path, variable in nnx.to_flat_state(state):
         component: Rules = getattr(rules, path[0])
         axes = ("layers",) * (variable.ndim - len(variable.axes)) + variable.axes
         spec = component.parameter(*axes)

@@ -87,7 +87,8 @@ class ShardingPlan:
             fields = yaml.safe_load(file.read_text()) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{file} is not valid YAML: {error}") from None
-        return cls.from_dict({"name": file.stem} | fields, str(file)).with_mesh(**mesh)
+        named = {"name": file.stem} | fields if isinstance(fields, Mapping) else fields
+        return cls.from_dict(named, str(file)).with_mesh(**mesh)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], where: str = "plan") -> Self:
@@ -101,7 +102,8 @@ class ShardingPlan:
                 _table(tables.get("parameters"), PARAMETER_AXES, where, f"{component}.parameters"),
                 _table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
             )
-        remat = fields.get("remat") or {}
+        mesh, remat = fields.get("mesh") or {}, fields.get("remat") or {}
+        _known(mesh, MESH_AXES, where, "mesh")
         _known(remat, ["vision", "decoder"], where, "remat")
         for component, policy in remat.items():
             if policy not in REMAT_POLICIES:
@@ -114,7 +116,7 @@ class ShardingPlan:
             remat=remat,
             compiler_flags=fields.get("compiler_flags") or {},
         )
-        return plan.with_mesh(where, **(fields.get("mesh") or {}))
+        return plan.with_mesh(where, **mesh)
 
     def with_mesh(self, where: str = "mesh", /, **sizes: int) -> Self:
         """The same plan on a mesh of other sizes; axes not named keep theirs."""
@@ -187,7 +189,7 @@ def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Ta
     _known(found, allowed, where, place)
     table = {}
     for axis, to in found.items():
-        mesh_axes = (to,) if isinstance(to, str) else tuple(to or ())
+        mesh_axes = tuple(to) if isinstance(to, list | tuple) else () if to is None else (to,)
         for mesh_axis in mesh_axes:
             if mesh_axis not in MESH_AXES:
                 raise ValueError(f"{where}: {place}.{axis} goes to {mesh_axis!r}; mesh axes are {', '.join(MESH_AXES)}")

@@ -1,0 +1,118 @@
+"""config.json of the `-hf` layout, both ways."""
+
+import copy
+import json
+
+import pytest
+
+from ivl3_jax.config import PRESETS, InternVLConfig
+from ivl3_jax.hf_config import from_hf, read_config, to_hf
+
+FIELDS = to_hf(InternVLConfig.preset("InternVL3-1B"))
+
+
+def edited(place, value=None):
+    """FIELDS with one field, named by dots, set or (None) removed."""
+    fields = copy.deepcopy(FIELDS)
+    *parents, name = place.split(".")
+    section = fields
+    for parent in parents:
+        section = section[parent]
+    if value is None:
+        del section[name]
+    else:
+        section[name] = value
+    return fields
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_published_sizes_round_trip(size, tmp_path):
+    config = InternVLConfig.preset(size)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_transformers_reads_and_writes_the_same(size, transformers, tmp_path):
+    config = InternVLConfig.preset(size)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    assert read_config(tmp_path / "theirs") == config
+
+
+REQUIRED = [
+    "model_type", "vision_config", "text_config", "downsample_ratio", "image_token_id", "vision_feature_layer",
+    *(f"vision_config.{name}" for name in (
+        "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size",
+        "norm_type", "layer_norm_eps", "use_qk_norm", "attention_bias")),
+    *(f"text_config.{name}" for name in (
+        "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+        "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", REQUIRED)
+def test_a_missing_field_is_named(place):
+    with pytest.raises(ValueError) as error:
+        from_hf(edited(place), "some/config.json")
+    assert str(error.value).startswith(f"some/config.json: {place} is missing")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model_type", "internvl_chat", "model_type is 'internvl_chat'; supported: 'internvl'"),
+        ("text_config.model_type", "gpt2", "text_config.model_type is 'gpt2'; supported: 'qwen2' or 'llama'"),
+        ("text_config.hidden_act", "gelu", "text_config.hidden_act is 'gelu'; supported: 'silu'"),
+        ("text_config.use_sliding_window", True, "text_config.use_sliding_window is True; supported: False"),
+        ("vision_config.hidden_act", "relu", "vision_config.hidden_act is 'relu'; supported: 'gelu'"),
+        ("vision_config.use_mean_pooling", False, "vision_config.use_mean_pooling is False; supported: True"),
+        ("vision_config.image_size", [448, 336], "vision_config.image_size is [448, 336]; it must be one whole number"),
+        ("vision_config.norm_type", "group_norm", "VisionConfig.norm is 'group_norm'; it must be one of"),
+        ("vision_config.num_attention_heads", 15, "VisionConfig.width is 1024; it must be a multiple of heads"),
+        ("vision_config.hidden_size", "1024", "vision_config.hidden_size is '1024'; it must be a whole number"),
+        ("vision_config.num_hidden_layers", 2.5, "vision_config.num_hidden_layers is 2.5; it must be a whole number"),
+        ("text_config.num_attention_heads", 0, "num_attention_heads is 0; it must be a whole number of at least 1"),
+        ("text_config.max_position_embeddings", "32k", "text_config.max_position_embeddings is '32k'"),
+        ("image_token_id", "<IMG_CONTEXT>", "image_token_id is '<IMG_CONTEXT>'; it must be a whole number"),
+        ("vision_config", [], "vision_config is []; it must be a JSON object"),
+        ("vision_feature_select_strategy", "full", "vision_feature_select_strategy is 'full'; supported: 'default'"),
+        ("vision_feature_layer", [-1, -2], "vision_feature_layer is [-1, -2]; it must be a whole number"),
+        ("vision_feature_layer", 99, "InternVLConfig.select_layer is 99; with 24 ViT layers"),
+        ("downsample_ratio", 0.4, "downsample_ratio is 0.4; it must be one over a whole number, as 0.5"),
+        ("text_config.num_key_value_heads", 4, "DecoderConfig.heads is 14; it must be a multiple of kv_heads"),
+        ("text_config.rope_parameters", {"rope_type": "yarn"}, "text_config.rope type is 'yarn'; supported: default"),
+    ],
+)
+def test_an_unsupported_value_is_named(place, value, message):
+    with pytest.raises(ValueError) as error:
+        from_hf(edited(place, value), "some/config.json")
+    assert message in str(error.value) and "some/config.json" in str(error.value)
+
+
+def test_rope_is_found_in_either_place():
+    old = edited("text_config.rope_parameters")
+    old["text_config"] |= {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    assert from_hf(old) == from_hf(FIELDS) == InternVLConfig.preset("InternVL3-1B")
+    none = edited("text_config.rope_parameters")
+    del none["text_config"]["rope_theta"]
+    with pytest.raises(ValueError, match=r"text_config\.rope_theta is missing, there and in rope_parameters"):
+        from_hf(none)
+
+
+@pytest.mark.parametrize(("outer", "inner", "tied"), [(True, False, True), (None, True, True), (False, True, False)])
+def test_tying_is_read_from_outside_first(outer, inner, tied):
+    fields = edited("tie_word_embeddings", outer)
+    fields["text_config"]["tie_word_embeddings"] = inner
+    assert from_hf(fields).decoder.tie_embeddings is tied
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; a checkpoint directory holds"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: the file is \[\]; it must be a JSON object"):
+        read_config(tmp_path)

@@ -1,0 +1,103 @@
+"""Drop-path, remat policies and taps of the whole model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from ivl3_jax.layers import taps
+from ivl3_jax.models.internvl import batch_loss
+from ivl3_jax.models.model import Model, place_batch
+from ivl3_jax.sharding.plan import ShardingPlan
+from tests.models.small import CONFIG, changed, model, random_batch, relative
+
+DROPPING = changed(vision={"drop_path": 0.5})
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return random_batch(2, [(24, 2)], length=24, tiles=2)
+
+
+def losses(config, batch, seed):
+    module = dataclasses.replace(model(), graphdef=model(config).graphdef)
+
+    def loss(params, batch, key):
+        return batch_loss(nnx.merge(module.graphdef, params), batch, key=key)
+
+    key = None if seed is None else jax.random.key(seed)
+    with jax.set_mesh(module.mesh):
+        return float(jax.jit(loss)(module.params, place_batch(batch, module.plan, module.mesh), key))
+
+
+def test_drop_path_needs_a_key_and_follows_it(batch):
+    still = losses(CONFIG, batch, None)
+    assert losses(DROPPING, batch, None) == still == losses(CONFIG, batch, 1)
+    drawn = [losses(DROPPING, batch, seed) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len({still, *drawn}) == 4
+
+
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_remat_changes_no_gradient(policy, batch):
+    def gradients(policy):
+        plan = ShardingPlan(remat={"vision": policy, "decoder": policy})
+        remade = Model.init(DROPPING, plan, seed=1)
+
+        def loss(params, batch):
+            return batch_loss(nnx.merge(remade.graphdef, params), batch, key=jax.random.key(0))
+
+        with jax.set_mesh(remade.mesh):
+            placed = place_batch(batch, plan, remade.mesh)
+            assert ("remat" in str(jax.make_jaxpr(loss)(remade.params, placed))) == (policy != "none")
+            return jax.jit(jax.value_and_grad(loss))(remade.params, placed)
+
+    (value, found), (expected_value, expected) = gradients(policy), gradients("none")
+    assert float(value) == pytest.approx(float(expected_value), rel=1e-6)
+    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-3), err_msg=str(path))
+
+
+def test_taps_have_the_promised_names_and_shapes(batch):
+    def forward(params, batch):
+        with taps.collect() as found:
+            nnx.merge(model().graphdef, params)(batch)
+            return found
+
+    with jax.set_mesh(model().mesh):
+        found = jax.eval_shape(forward, model().params, place_batch(batch, model().plan, model().mesh))
+    v, d, tiles, (B, S) = CONFIG.vision, CONFIG.decoder, 4, batch.tokens.shape
+    inside = ("norm1", "attention", "norm2", "mlp", "out")
+    merged = (tiles, CONFIG.tile_tokens)
+    assert {name: leaf.shape for name, leaf in found.items()} == {
+        "vision/embed": (tiles, v.positions, v.width),
+        **{f"vision/layers/{name}": (v.layers, tiles, v.positions, v.width) for name in inside},
+        "projector/unshuffle": (*merged, 4 * v.width),
+        "projector/norm": (*merged, 4 * v.width),
+        "projector/up": (*merged, d.width),
+        "projector/down": (*merged, d.width),
+        "decoder/embed": (B, S, d.width),
+        **{f"decoder/layers/{name}": (d.layers, B, S, d.width) for name in inside},
+        "decoder/norm": (B, S, d.width),
+        "logits": (B, S, d.vocab),
+    }
+
+
+def test_taps_cost_nothing_when_nobody_collects(batch):
+    """The scans return no stacked intermediates."""
+    with jax.set_mesh(model().mesh):
+        placed = place_batch(batch, model().plan, model().mesh)
+        jaxpr = jax.make_jaxpr(lambda p, b: nnx.merge(model().graphdef, p)(b))(model().params, placed)
+    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert len(scans) == 2 and all(len(eqn.outvars) == 1 for eqn in scans)
+
+
+def test_fractional_positions_are_not_rounded(batch):
+    """V2PE gives visual tokens steps below one; nothing on the way may round them."""
+    plain = model()(batch)
+    assert relative(model()(batch._replace(positions=batch.positions + np.float32(0.5))), plain) < 1e-4
+    stretched = model()(batch._replace(positions=batch.positions / 4))
+    rounded = model()(batch._replace(positions=np.rint(batch.positions / 4)))
+    assert relative(stretched, plain) > 1e-3 and relative(stretched, rounded) > 1e-3
