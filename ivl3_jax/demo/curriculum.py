@@ -1,7 +1,9 @@
 """What is taught, and in which order."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -17,48 +19,51 @@ SAMPLES = 1 << 20  # more than any run sees, so that no picture comes twice
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the run with one mixture of lessons.
+    """A stretch of the run with one mixture of lessons and one shape of batch.
 
     Attributes:
         name: for the training curve.
         until: the share of the run at whose end the stage is over.
+        max_tiles: of one picture, its thumbnail not counted; None is the processor's own.
+        tiles: T of the stage's batches.
         lessons: (task, number of digits) -> weight, the probability up to a constant.
     """
 
     name: str
     until: float
+    max_tiles: int | None
+    tiles: int
     lessons: dict[tuple[str, int], float]
 
     def sample(self, seed: int, index: int) -> Sample:
         """The training conversation of an index: a pure function of the seed, the stage and the index."""
-        rng = np.random.default_rng([seed, index, len(self.lessons)])
+        rng = np.random.default_rng([seed, index, round(self.until * 1000)])
         weights = np.array(list(self.lessons.values()))
         task, digits = list(self.lessons)[rng.choice(len(weights), p=weights / weights.sum())]
         return ask(task, draw_pictures(task, "train", digits, rng), rng).sample()
 
 
-# Reading is what everything else stands on. A single digit shows the decoder soonest that looking helps; then come
-# longer numbers, and the other tasks once there is something to reason from.
+ALL_TASKS = {
+    ("read", 1): 12,
+    ("read", 2): 22,
+    ("read", 3): 22,
+    ("count", 1): 2,
+    ("count", 2): 3,
+    ("count", 3): 3,
+    ("add", 2): 8,
+    ("add", 3): 8,
+    ("larger", 1): 5,
+    ("larger", 2): 6,
+    ("same", 1): 4,
+    ("same", 2): 5,
+}
+
+# A single digit in a single tile shows soonest that looking helps. Then all tasks, still with each picture squeezed into
+# one tile, as its thumbnail would be: most digits for the time. Dynamic tiling at last shows long numbers in full.
 STAGES = (
-    Stage("one digit", 0.2, {("read", 1): 1}),
-    Stage(
-        "all tasks",
-        1.0,
-        {
-            ("read", 1): 12,
-            ("read", 2): 24,
-            ("read", 3): 20,
-            ("count", 1): 3,
-            ("count", 2): 3,
-            ("count", 3): 3,
-            ("add", 2): 8,
-            ("add", 3): 8,
-            ("larger", 1): 5,
-            ("larger", 2): 5,
-            ("same", 1): 4,
-            ("same", 2): 4,
-        },
-    ),
+    Stage("one digit", 0.06, 1, 6, {("read", 1): 1}),
+    Stage("all tasks, one tile", 0.5, 1, 6, ALL_TASKS),
+    Stage("all tasks, dynamic tiling", 1.0, None, 10, ALL_TASKS),
 )
 
 
@@ -68,15 +73,25 @@ def first_steps(steps: int) -> list[tuple[int, Stage]]:
     return [(round(begin * steps) + 1, stage) for begin, stage in zip(begins, STAGES, strict=False)]
 
 
-def lessons(processor: Processor, steps: int, seed: int, rows: int, tokens: int, tiles: int) -> Iterator[Batch]:
-    """The packed batches of a run, one stage after the other; see `ivl3_jax.data.loader.batches`."""
+def lessons(processor: Processor, steps: int, seed: int, rows: int, tokens: int) -> Iterator[Batch]:
+    """The packed batches of a run, one stage after the other; see `ivl3_jax.data.loader.batches`.
+
+    Args:
+        rows, tokens: B and S of every batch.
+    """
     begins = [first for first, _ in first_steps(steps)]
     lengths = [after - first for first, after in zip(begins, [*begins[1:], steps + 1], strict=True)]
 
     def of(stage: Stage) -> Iterator[Batch]:
-        sample: Callable[[int], Sample] = lambda index: stage.sample(seed, index)  # noqa: E731
         return batches(
-            sample, SAMPLES, processor, rows=rows, tokens=tokens, tiles=tiles, segments=tokens // 16, seed=seed
+            partial(stage.sample, seed),
+            SAMPLES,
+            dataclasses.replace(processor, max_tiles=stage.max_tiles or processor.max_tiles),
+            rows=rows,
+            tokens=tokens,
+            tiles=stage.tiles,
+            segments=tokens // 8,
+            seed=seed,
         )
 
     return chain.from_iterable(islice(of(stage), length) for stage, length in zip(STAGES, lengths, strict=True))

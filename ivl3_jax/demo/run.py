@@ -38,7 +38,7 @@ class DemoConfig:
         output: the directory that receives everything; one of an earlier demo is replaced.
         seed: of initialisation, lessons and their order. The examination is always the same.
         steps, learning_rate, warmup_steps, weight_decay, beta2: of training, see `TrainConfig`.
-        rows, tokens, tiles: B, S and T of a batch.
+        rows, tokens: B and S of a batch.
         max_tiles: of one picture, its thumbnail not counted.
         examination: the share of the examination's questions to ask.
     """
@@ -54,7 +54,6 @@ class DemoConfig:
     beta2: float = 0.95
     rows: int = 6
     tokens: int = 128
-    tiles: int = 10
     max_tiles: int = 4
     examination: float = 1.0
 
@@ -115,7 +114,7 @@ def run_demo(
         processor = Processor.from_directory(files)
         size = f"{model.parameter_count / 1e6:.2f} million parameters, {model.config.decoder.vocab} tokens"
         tell(f"A fresh InternVL3: {size}, tiles of {model.config.vision.image_size} pixels.")
-        stream = lessons(processor, config.steps, config.seed, config.rows, config.tokens, config.tiles)
+        stream = lessons(processor, config.steps, config.seed, config.rows, config.tokens)
         model = train(model, prefetch(stream), config.train, report=step_done)
         ivl3_jax.save(model, output / "checkpoint")
     tell("Asking the saved checkpoint about held-out handwriting ...")

@@ -8,7 +8,7 @@ with plain two-dimensional products is several times faster than one batched pro
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,7 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation.replace("u", ""), a[0], b[0])[None]
 
 
-def _at(x: jax.Array | None, index) -> jax.Array | None:
+def _at(x: Any, index) -> Any:
     return None if x is None else lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 

@@ -36,7 +36,7 @@ def attention(
     seen = jnp.ones((B, S, L), bool)
     if causal:
         seen &= jnp.arange(L) <= q_offset + jnp.arange(S)[:, None]
-    if q_segments is not None:
+    if q_segments is not None and kv_segments is not None:
         seen &= q_segments[:, :, None] == kv_segments[:, None, :]
     seen = seen[:, None, None]
     # A finite stand-in for -inf keeps the gradient of a query that sees nothing free of NaN.

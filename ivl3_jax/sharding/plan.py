@@ -87,7 +87,7 @@ class ShardingPlan:
             fields = yaml.safe_load(file.read_text()) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{file} is not valid YAML: {error}") from None
-        named = {"name": file.stem} | fields if isinstance(fields, Mapping) else fields
+        named = {"name": file.stem} | fields if isinstance(fields, dict) else fields
         return cls.from_dict(named, str(file)).with_mesh(**mesh)
 
     @classmethod

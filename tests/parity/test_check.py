@@ -64,8 +64,8 @@ def test_the_command_says_equal(capsys, tmp_path):
     [("vision/layers/mlp/down/kernel", 1, "vision/layers/mlp[1]"), ("decoder/norm/scale", None, "decoder/norm")],
 )
 def test_the_command_names_what_differs(path, layer, first, monkeypatch, capsys):
-    def altered(directory, dtype):
-        model = load(directory, dtype)
+    def altered(*given):
+        model = load(*given)
         *parents, leaf = path.split("/")
         tree = model.params
         for name in parents:
