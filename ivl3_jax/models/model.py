@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, auto_axes
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh, NamedSharding, auto_axes
 
 from ivl3_jax.batch import Batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.internvl import InternVL
 from ivl3_jax.sharding.plan import Rules, ShardingPlan
+from ivl3_jax.sharding.validation import check_activations, check_sizes
 
 Params = dict[str, Any]  # nested, leaves are arrays
 
@@ -94,8 +95,9 @@ def abstract_model(
     """The definition, and its parameters as ShapeDtypeStructs with the plan's shardings; nothing is allocated.
 
     Raises:
-        ValueError: a dimension does not divide over its mesh axes, or a parameter would use a mesh axis twice.
+        ValueError: a dimension does not divide over its mesh axes, or an array would use a mesh axis twice.
     """
+    check_activations(plan)
 
     def make() -> InternVL:
         dtypes = {"param_dtype": jnp.dtype(param_dtype), "dtype": jnp.dtype(dtype)}
@@ -108,35 +110,11 @@ def abstract_model(
     for path, variable in nnx.to_flat_state(state):
         component: Rules = getattr(rules, path[0])
         axes = ("layers",) * (variable.ndim - len(variable.axes)) + variable.axes
-        spec = component.parameter(*axes)
-        check_layout("/".join(path), dict(zip(axes, variable.shape, strict=True)), spec, plan)
-        leaf = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=NamedSharding(mesh, spec))
-        _insert(placed, path, leaf)
-    return graphdef, placed
-
-
-def check_layout(name: str, sizes: dict[str, int], spec: PartitionSpec, plan: ShardingPlan) -> None:
-    """Refuses a layout that cannot be: a mesh axis used twice, or a dimension that does not divide.
-
-    `sizes` maps the logical axes of the array, in order, to their sizes.
-    """
-    used: dict[str, str] = {}
-    for (axis, size), to in zip(sizes.items(), spec, strict=True):
-        mesh_axes = (to,) if isinstance(to, str) else tuple(to or ())
-        for mesh_axis in mesh_axes:
-            if mesh_axis in used:
-                raise ValueError(
-                    f"plan {plan.name!r}: {name} would be sharded over mesh axis {mesh_axis!r} twice, as "
-                    f"{used[mesh_axis]} and as {axis}; send one of them elsewhere"
-                )
-            used[mesh_axis] = axis
-        shards = plan.size(mesh_axes)
-        if size % shards:
-            works = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-            raise ValueError(
-                f"plan {plan.name!r}: {name} has {axis} = {size}, which does not divide over "
-                f"{' x '.join(mesh_axes)} = {shards}; sizes that would work: {works}"
-            )
+        spec, sizes = component.parameter(*axes), dict(zip(axes, variable.shape, strict=True))
+        check_sizes("/".join(path), sizes, spec, plan)
+        check_sizes(f"{'/'.join(path)} in use", sizes, component.activation(*axes), plan)
+        placed[path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=NamedSharding(mesh, spec))
+    return graphdef, unflatten_dict(placed)
 
 
 def batch_specs(plan: ShardingPlan) -> Batch:
@@ -153,22 +131,7 @@ def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
         ValueError: rows, positions or tiles do not divide over the plan's axes.
     """
     B, S = batch.tokens.shape
-    check_layout("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
+    check_sizes("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
     tiles = B * batch.tiles.shape[1]
-    check_layout("all tiles of the batch", {"tiles": tiles}, plan.vision.activation("tiles"), plan)
+    check_sizes("all tiles of the batch", {"tiles": tiles}, plan.vision.activation("tiles"), plan)
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))
-
-
-def iterate(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every leaf of a nested dictionary with its path, joined by slashes."""
-    for name, value in params.items():
-        if isinstance(value, dict):
-            yield from iterate(value, (*path, name))
-        else:
-            yield "/".join((*path, name)), value
-
-
-def _insert(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = leaf

@@ -14,7 +14,8 @@ from ivl3_jax.batch import IGNORE, Batch, empty_batch
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.conversion.checkpoint import save
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
-from ivl3_jax.models.model import Model
+from ivl3_jax.models.model import Model, abstract_model
+from ivl3_jax.sharding.plan import ShardingPlan
 
 # 16 patches and 4 visual tokens a tile; a vocabulary that no mesh divides.
 CONFIG = InternVLConfig(
@@ -37,8 +38,18 @@ def changed(*, vision=None, decoder=None, **fields) -> InternVLConfig:
 
 
 @cache
-def model(config: InternVLConfig = CONFIG) -> Model:
-    return Model.init(config, seed=1)
+def _fresh() -> Model:
+    return Model.init(CONFIG, seed=1)
+
+
+@cache
+def model(config: InternVLConfig = CONFIG, remat: str = "none") -> Model:
+    """Always the same parameters, those of CONFIG: the arguments may only change how they are used."""
+    if (config, remat) == (CONFIG, "none"):
+        return _fresh()
+    plan = ShardingPlan(remat={"vision": remat, "decoder": remat})
+    graphdef, _ = abstract_model(config, plan, _fresh().mesh)
+    return dataclasses.replace(_fresh(), config=config, plan=plan, graphdef=graphdef)
 
 
 @cache

@@ -16,6 +16,7 @@ from tests.models.small import CONFIG, model, random_batch, relative
 from tests.tolerances import GRADIENT, STACK
 
 SEGMENTS = [(30, 2), (21, 0), (17, 1)]
+SHAPE = {"length": 72, "tiles": 4}  # one for all, so that little is compiled
 
 
 @cache
@@ -37,27 +38,23 @@ def summed(batch):
 
 
 def alone(batch, positions, tiles, start, first):
-    """One segment of a packed batch as a batch of its own, with padding behind it and an unused tile."""
-    length, T = max(n for n, _ in SEGMENTS) + 3, max(t for _, t in SEGMENTS) + 1
-    cut = random_batch(1, [(length, 0)], length=length, tiles=T)
-    used = np.arange(length) < positions
-    here = np.s_[:, start : start + positions]
-    fields = {}
-    for name in ("tokens", "labels", "positions", "loss_weights", "visual_index"):
-        empty = {"labels": IGNORE, "visual_index": -1}.get(name, 0)
-        value = np.full((1, length), empty, getattr(cut, name).dtype)
-        value[:, :positions] = getattr(batch, name)[here]
-        fields[name] = value
-    fields["visual_index"] = np.where(
-        fields["visual_index"] < 0, -1, fields["visual_index"] - first * CONFIG.tile_tokens
-    ).astype(np.int32)
-    pixels = np.array(cut.tiles)
+    """One segment of a packed batch as a batch of its own, with padding behind it and unused tiles."""
+
+    def cut(values, empty):
+        found = np.full_like(values, empty)
+        found[:, :positions] = values[:, start : start + positions]
+        return found
+
+    names = {"tokens": 0, "labels": IGNORE, "positions": 0, "loss_weights": 0, "visual_index": -1}
+    fields = {name: cut(getattr(batch, name), empty) for name, empty in names.items()}
+    fields["visual_index"] -= np.where(fields["visual_index"] < 0, 0, first * CONFIG.tile_tokens).astype(np.int32)
+    pixels = batch.tiles[:, ::-1].copy()
     pixels[:, :tiles] = batch.tiles[:, first : first + tiles]
-    return cut._replace(tiles=pixels, segment_ids=used.astype(np.int32)[None], **fields)
+    return batch._replace(tiles=pixels, segment_ids=cut(np.ones_like(batch.segment_ids), 0), **fields)
 
 
 def test_packed_segments_do_not_see_one_another():
-    packed = random_batch(1, SEGMENTS, length=72, tiles=4)
+    packed = random_batch(1, SEGMENTS, **SHAPE)
     logits, (losses, gradient, _) = np.asarray(model()(packed)), summed(packed)
     total = None
     start = first = 0
@@ -77,7 +74,7 @@ def test_packed_segments_do_not_see_one_another():
 
 
 def test_no_tiles_is_the_same_as_unused_tiles():
-    unused = random_batch(2, [(24, 0)], length=24, tiles=1)
+    unused = random_batch(1, [(20, 0)] * 3, **SHAPE)
     without = unused._replace(tiles=unused.tiles[:, :0])
     (losses, gradient, _), (losses0, gradient0, _) = summed(unused), summed(without)
     assert relative(model()(without), model()(unused)) < STACK["float32"]
@@ -90,7 +87,7 @@ def test_no_tiles_is_the_same_as_unused_tiles():
 
 @pytest.mark.parametrize("empty", ["no weights", "padding only"])
 def test_nothing_to_train_on_is_a_loss_of_zero(empty):
-    batch = random_batch(2, [(24, 1)], length=24, tiles=1)
+    batch = random_batch(1, SEGMENTS, **SHAPE)
     batch.loss_weights[...] = 0
     if empty == "padding only":
         batch.segment_ids[...] = 0
@@ -101,7 +98,7 @@ def test_nothing_to_train_on_is_a_loss_of_zero(empty):
 
 
 def test_loss_is_the_weighted_mean():
-    batch = random_batch(2, [(24, 1)], length=24, tiles=1)
+    batch = random_batch(1, SEGMENTS, **SHAPE)
     losses, _, mean = summed(batch)
     assert float(mean) == pytest.approx(losses.sum() / batch.loss_weights.sum(), rel=1e-5)
     assert not losses[batch.labels == IGNORE].any()

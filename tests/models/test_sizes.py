@@ -4,9 +4,10 @@ import math
 
 import jax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from ivl3_jax.config import PRESETS, InternVLConfig
-from ivl3_jax.models.model import abstract_model, iterate
+from ivl3_jax.models.model import abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
 
 # Billions of parameters as arXiv 2504.10479, table 1, prints them, with three exceptions. 2B: the 1.9 printed counts
@@ -25,7 +26,7 @@ GIGABYTES = {"InternVL3-1B": "1.88", "InternVL3-2B": "4.18"}  # of the released 
 
 
 def leaves(size, plan):
-    return dict(iterate(abstract_model(InternVLConfig.preset(size), plan, plan.make_mesh())[1]))
+    return flatten_dict(abstract_model(InternVLConfig.preset(size), plan, plan.make_mesh())[1], sep="/")
 
 
 @pytest.mark.parametrize("size", PRESETS)

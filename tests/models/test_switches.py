@@ -1,6 +1,6 @@
 """Drop-path, remat policies and taps of the whole model."""
 
-import dataclasses
+from functools import cache
 
 import jax
 import numpy as np
@@ -9,8 +9,7 @@ from flax import nnx
 
 from ivl3_jax.layers import taps
 from ivl3_jax.models.internvl import batch_loss
-from ivl3_jax.models.model import Model, place_batch
-from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.models.model import place_batch
 from tests.models.small import CONFIG, changed, model, random_batch, relative
 
 DROPPING = changed(vision={"drop_path": 0.5})
@@ -21,41 +20,45 @@ def batch():
     return random_batch(2, [(24, 2)], length=24, tiles=2)
 
 
-def losses(config, batch, seed):
-    module = dataclasses.replace(model(), graphdef=model(config).graphdef)
+@cache
+def loss_of(config):
+    graphdef = model(config).graphdef
+    return jax.jit(lambda params, batch, key: batch_loss(nnx.merge(graphdef, params), batch, key=key))
 
-    def loss(params, batch, key):
-        return batch_loss(nnx.merge(module.graphdef, params), batch, key=key)
 
+def loss(config, batch, seed):
     key = None if seed is None else jax.random.key(seed)
-    with jax.set_mesh(module.mesh):
-        return float(jax.jit(loss)(module.params, place_batch(batch, module.plan, module.mesh), key))
+    with jax.set_mesh(model().mesh):
+        return float(loss_of(config)(model().params, place_batch(batch, model().plan, model().mesh), key))
 
 
 def test_drop_path_needs_a_key_and_follows_it(batch):
-    still = losses(CONFIG, batch, None)
-    assert losses(DROPPING, batch, None) == still == losses(CONFIG, batch, 1)
-    drawn = [losses(DROPPING, batch, seed) for seed in (1, 1, 2, 3)]
+    still = loss(CONFIG, batch, None)
+    assert loss(DROPPING, batch, None) == still == loss(CONFIG, batch, 1)
+    drawn = [loss(DROPPING, batch, seed) for seed in (1, 1, 2, 3)]
     assert drawn[0] == drawn[1]
     assert len({still, *drawn}) == 4
 
 
+@cache
+def gradient_function(policy):
+    graphdef, key = model(DROPPING, policy).graphdef, jax.random.key(0)
+    return jax.value_and_grad(lambda params, batch: batch_loss(nnx.merge(graphdef, params), batch, key=key))
+
+
+def gradients(policy, batch):
+    with jax.set_mesh(model().mesh):
+        placed = place_batch(batch, model().plan, model().mesh)
+        traced = jax.jit(gradient_function(policy)).trace(model().params, placed)
+        assert ("remat" in str(traced.jaxpr)) == (policy != "none")
+        value, found = traced.lower().compile()(model().params, placed)
+    return float(value), found
+
+
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_changes_no_gradient(policy, batch):
-    def gradients(policy):
-        plan = ShardingPlan(remat={"vision": policy, "decoder": policy})
-        remade = Model.init(DROPPING, plan, seed=1)
-
-        def loss(params, batch):
-            return batch_loss(nnx.merge(remade.graphdef, params), batch, key=jax.random.key(0))
-
-        with jax.set_mesh(remade.mesh):
-            placed = place_batch(batch, plan, remade.mesh)
-            assert ("remat" in str(jax.make_jaxpr(loss)(remade.params, placed))) == (policy != "none")
-            return jax.jit(jax.value_and_grad(loss))(remade.params, placed)
-
-    (value, found), (expected_value, expected) = gradients(policy), gradients("none")
-    assert float(value) == pytest.approx(float(expected_value), rel=1e-6)
+    (value, found), (expected_value, expected) = gradients(policy, batch), gradients("none", batch)
+    assert value == pytest.approx(expected_value, rel=1e-6)
     for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-3), err_msg=str(path))
 
