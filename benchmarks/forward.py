@@ -3,8 +3,9 @@
     python benchmarks/forward.py [--repeat 3] [--checkpoint DIR]
 
 Random weights are made once by transformers and kept in .cache/benchmarks/1b. Four measures: the ViT on 4 tiles; a
-prefill of 4 tiles and 200 text tokens; loss and gradients of 1 tile and 256 text tokens; decoding, seconds a token. Each runs
-once to warm up (for us that is the compile time shown) and then `--repeat` times, the two sides in turn; medians count.
+prefill of 4 tiles and 200 text tokens; loss and gradients of 1 tile and 256 text tokens; decoding, seconds a token.
+Each runs once to warm up (for us that is the compile time shown) and then `--repeat` times, the two sides in turn;
+medians count.
 """
 
 import argparse

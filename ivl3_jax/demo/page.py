@@ -14,7 +14,7 @@ from ivl3_jax.demo.evaluation import Answered, Score
 from ivl3_jax.training.loop import Progress
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 GREEN, RED, BLUE, GREY = "#1a7f37", "#cf222e", "#0969da", "#6e7781"
 
@@ -38,9 +38,10 @@ def draw_curve(progress: Sequence[Progress], stages: Sequence[tuple[int, str]], 
     top.set_yscale("log")
     top.set_ylabel("loss (nats a trained token)")
     top.grid(alpha=0.25, which="both")
-    for first, name in stages:
+    for number, (first, name) in enumerate(stages):
         top.axvline(first, color=GREY, linewidth=1, linestyle=":")
-        top.text(first, 0.98, f" {name}", transform=top.get_xaxis_transform(), va="top", color=GREY, fontsize=9)
+        height = 0.98 - 0.06 * number  # one under the other: stages may be short
+        top.text(first, height, f" {name}", transform=top.get_xaxis_transform(), va="top", color=GREY, fontsize=9)
     top.legend(frameon=False, loc="lower left")
     bottom.plot(steps, [now.learning_rate for now in progress], color=GREY)
     bottom.set_ylabel("learning rate")
@@ -52,30 +53,31 @@ def draw_curve(progress: Sequence[Progress], stages: Sequence[tuple[int, str]], 
 
 
 def choose(answered: Sequence[Answered], each: int) -> list[Answered]:
-    """For each part of the examination its first `each` answers, of which up to a third are mistakes, if it made any."""
+    """Of each part of the examination `each` answers, with as large a share of mistakes as it has (one, if any)."""
     chosen = []
     for part in dict.fromkeys(answer.part for answer in answered):
         members = [answer for answer in answered if answer.part == part]
-        wrong = [answer for answer in members if not answer.right][: each // 3]
-        right = [answer for answer in members if answer.right][: each - len(wrong)]
-        chosen += right + wrong
+        wrong = [answer for answer in members if not answer.right]
+        shown = max(min(1, len(wrong)), round(each * len(wrong) / len(members)))
+        right = [answer for answer in members if answer.right][: each - shown]
+        chosen += right + wrong[:shown]
     return chosen
 
 
 def draw_page(chosen: Sequence[Answered], file: Path, columns: int = 6) -> None:
     """Pictures with question, answer and verdict as one PNG, a row for each part of the examination."""
     parts = list(dict.fromkeys(answer.part for answer in chosen))
-    figure, axes = plt.subplots(len(parts), columns, figsize=(2.6 * columns, 2.25 * len(parts)), squeeze=False)
-    figure.subplots_adjust(left=0.02, right=0.98, top=0.95, bottom=0.02, wspace=0.12, hspace=0.75)
+    figure, axes = plt.subplots(len(parts), columns, figsize=(2.5 * columns, 2.4 * len(parts)), squeeze=False)
+    figure.subplots_adjust(left=0.015, right=0.985, top=0.91, bottom=0.02, wspace=0.12, hspace=0.8)
     for axis in axes.flat:
         axis.axis("off")
     for row, part in enumerate(parts):
         members = [answer for answer in chosen if answer.part == part][:columns]
         for axis, answer in zip(axes[row], members, strict=False):
-            axis.imshow(_beside([picture.image for picture in answer.question.pictures]))
-            title = f"{_wrapped(answer.question.text)}\n{_line(answer)}"
-            axis.set_title(title, fontsize=8.5, color=GREEN if answer.right else RED)
-    figure.suptitle("Held-out handwriting: question, answer, verdict", y=0.995)
+            axis.imshow(_beside([picture.image for picture in answer.question.pictures]), interpolation="bicubic")
+            text = f"{_wrapped(answer.question.text)}\n{_verdict(answer)}"
+            axis.set_title(text, fontsize=8.5, color=GREEN if answer.right else RED)
+    figure.suptitle("Held-out handwriting: question, answer, verdict", y=0.985, fontsize=14)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
@@ -112,14 +114,19 @@ def _card(answer: Answered) -> str:
     wanted = "" if answer.right else f"<span class=wanted>wanted: {html.escape(answer.question.answer)}</span>"
     return (
         f"<figure class={verdict}><div class=pictures>{pictures}</div><figcaption>{html.escape(answer.question.text)}"
-        f"<b>{html.escape(answer.reply) or '(nothing)'} {'✓' if answer.right else '✗'}</b>{wanted}</figcaption></figure>"
+        f"<b>{html.escape(_shown(answer.reply))} {'✓' if answer.right else '✗'}</b>{wanted}</figcaption></figure>"
     )
 
 
-def _line(answer: Answered) -> str:
+def _verdict(answer: Answered) -> str:
     if answer.right:
-        return f"{answer.reply}  ✓"
-    return f"{answer.reply or '(nothing)'}  ✗  wanted {answer.question.answer}"
+        return f"{_shown(answer.reply)}  ✓"
+    return f"{_shown(answer.reply)}  ✗\nwanted {answer.question.answer}"
+
+
+def _shown(reply: str) -> str:
+    """A reply as it can be printed: an untrained model says anything."""
+    return "".join(letter if letter.isprintable() else "·" for letter in reply) or "(nothing)"
 
 
 def _share(value: float | None) -> str:
@@ -176,8 +183,9 @@ figcaption {{ font-size: .87rem; margin-top: .6rem; }} figcaption b {{ display: 
 .right b {{ color: #1a7f37; }} .wrong b {{ color: #cf222e; }} .wanted {{ color: #57606a; }}
 </style>
 <h1>A small InternVL3 reads handwriting</h1>
-<p>Every digit below was held out: the model never saw it while learning. Answers are the model's own, generated greedily
-from the saved checkpoint. Beside stands a support-vector machine that is handed each scan cut out and centred.</p>
+<p>Every digit below was held out: the model never saw it while learning. Answers are the model's own, generated
+greedily from the saved checkpoint. Beside stands a support-vector machine that is handed each scan cut out and
+centred.</p>
 <div class=top>
 <table><tr><th>task<th>questions<th>this model<th>SVM{scores}</table>
 <table>{settings}</table>

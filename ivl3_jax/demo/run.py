@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import ivl3_jax
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.data.loader import prefetch
@@ -204,20 +202,12 @@ def draw(
     page.write_html(page.choose(answered, 24), found, settings, output / "curve.png", output / "page.html")
 
 
-def save_pictures(answered: Sequence[Answered], directory: Path) -> tuple[str, Path]:
-    """Some examined pictures as files to try, and a question with the file to ask it about.
-
-    Files are named by what is written.
-    """
+def save_pictures(answered: Sequence[Answered], directory: Path, each: int = 8) -> tuple[str, Path]:
+    """Some examined pictures as files named by what is written, and a question to ask about one of them."""
     directory.mkdir()
-    chosen = {}
-    for answer in answered:
-        if len(answer.question.pictures) == 1 and len(chosen) < 400:
-            chosen.setdefault((len(answer.question.pictures[0].digits), answer.part), []).append(answer)
-    rng = np.random.default_rng(0)
-    for members in chosen.values():
-        for place in rng.permutation(len(members))[:3]:
-            picture = members[place].question.pictures[0]
+    for digits in (1, 2, 3):
+        pictures = [answer.question.pictures[0] for answer in answered]
+        for picture in [picture for picture in pictures if len(picture.digits) == digits][:each]:
             picture.image.save(directory / f"{picture.text}.png")
-    longest = max(directory.iterdir(), key=lambda file: (len(file.stem) == 2, file.name))
-    return "What number is written here?", longest
+            shown = picture
+    return "What number is written here?", directory / f"{shown.text}.png"

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: demo)")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: demo)")
 
-from ivl3_jax.cli import main  # noqa: E402
-from ivl3_jax.demo import baseline, curriculum, digits, evaluation, tasks  # noqa: E402
+from ivl3_jax.cli import main
+from ivl3_jax.demo import baseline, curriculum, digits, evaluation, tasks
 
 
 def rng(*seed):
@@ -77,7 +77,8 @@ def test_answers_are_true():
         pictures = tasks.draw_pictures("add", "train", 3, rng(i))
         numbers, total = tasks.ask("add", pictures, rng(i)).answer.split("=")
         assert sum(map(int, numbers.split("+"))) == int(total) == sum(pictures[0].digits)
-        first, second = (int(p.text) for p in (pair := tasks.draw_pictures("larger", "train", 2, rng(i))))
+        pair = tasks.draw_pictures("larger", "train", 2, rng(i))
+        first, second = (int(picture.text) for picture in pair)
         assert tasks.ask("larger", pair, rng(i)).answer.endswith("first" if first > second else "second")
         assert first != second
         pair = tasks.draw_pictures("same", "train", 1, rng(i))
