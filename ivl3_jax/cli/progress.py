@@ -16,6 +16,8 @@ class TrainProgress:
 
     def __init__(self, steps: int) -> None:
         self.every = max(1, steps // 20)
+        self.last: int | None = None
+        self.began, self.positions = 0.0, 0
         self.bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -35,7 +37,12 @@ class TrainProgress:
         self.bar.stop()
 
     def __call__(self, now: Progress) -> None:
-        rate = now.positions * now.step / now.seconds
+        if self.last is None:
+            self.began = now.seconds  # the first step's time is mostly compilation
+        else:
+            self.positions += now.positions * (now.step - self.last)
+        self.last = now.step
+        rate = self.positions / max(now.seconds - self.began, 1e-9)
         figures = f"loss {now.loss:.3f}  lr {now.learning_rate:.1e}  {rate:,.0f} tokens/s"
         self.bar.update(self.task, completed=now.step, figures=figures)
         if self.bar.disable and (now.step % self.every == 0 or now.step == now.steps):

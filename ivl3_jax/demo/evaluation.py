@@ -1,6 +1,6 @@
 """The held-out examination: fixed questions about digits never trained on, answered by greedy generation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +74,8 @@ def questions(share: float = 1.0) -> Iterator[tuple[str, Question]]:
             yield part.name, ask(task, pictures, rng)
 
 
-def examine(chat: Chat, share: float = 1.0, *, advance: Callable[[int], None] = lambda asked: None) -> list[Answered]:
-    """Asks everything, greedily, a hundred prompts at a time; `advance` is told how many were just answered."""
+def examine(chat: Chat, share: float = 1.0) -> list[Answered]:
+    """Asks everything, greedily, a hundred prompts at a time."""
     asked = list(questions(share))
     answered = []
     tokenizer = chat.processor.tokenizer
@@ -85,7 +85,6 @@ def examine(chat: Chat, share: float = 1.0, *, advance: Callable[[int], None] = 
         replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids)
         for (part, question), reply in zip(group, replies, strict=True):
             answered.append(Answered(part, question, tokenizer.decode(reply)))
-        advance(len(group))
     return answered
 
 

@@ -23,7 +23,9 @@ def test_against_the_oracle(delta):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 500, 3, H))
     positions = np.arange(500) * delta + np.array([[0.0], [32000.25]])
-    found = apply_rope(jnp.asarray(x, jnp.float32), rope_table(jnp.asarray(positions, jnp.float32), H, THETA, x.dtype))
+    found = apply_rope(
+        jnp.asarray(x, jnp.float32), rope_table(jnp.asarray(positions, jnp.float32), H, THETA, jnp.float32)
+    )
     # Angles near 32000 carry float32's own rounding of positions and products; those from 0 do not.
     expected = oracle(x, positions.astype(np.float32).astype(np.float64))
     assert np.linalg.norm(found[0] - expected[0]) < LAYER["float32"] * np.linalg.norm(expected[0])
