@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from ivl3_jax.batch import IGNORE, Batch, empty_batch
+from ivl3_jax.config import InternVLConfig
 from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
@@ -43,22 +44,26 @@ class Processor:
     thumbnail: bool = True
 
     @classmethod
-    def from_directory(cls, directory: str | Path, template: ChatTemplate | None = None) -> Self:
+    def from_directory(
+        cls, directory: str | Path, template: ChatTemplate | None = None, config: InternVLConfig | None = None
+    ) -> Self:
         """Reads a checkpoint directory in the `-hf` layout.
 
-        config.json and tokenizer.json are needed; generation_config.json gives further eos ids; the tile bounds come
-        from preprocessor_config.json, or the `image_processor` part of processor_config.json, else they are 1 and 12.
+        tokenizer.json is needed, and config.json unless `config` is given instead. generation_config.json gives further
+        eos ids; the tile bounds come from preprocessor_config.json, or the `image_processor` part of
+        processor_config.json, else they are 1 and 12.
 
         Raises:
             FileNotFoundError: config.json or tokenizer.json is missing.
             ValueError: a file is malformed, or two files disagree; the message names them.
         """
         directory = Path(directory)
-        config = read_config(directory)
+        stated = "the model's config" if config else str(directory / "config.json")
+        config = config or read_config(directory)
         tokenizer = Tokenizer.from_directory(directory)
         if tokenizer.id(IMAGE_CONTEXT) != config.image_token_id:
             raise ValueError(
-                f"{directory / 'config.json'}: image_token_id is {config.image_token_id}, but in {tokenizer.where} "
+                f"{stated}: image_token_id is {config.image_token_id}, but in {tokenizer.where} "
                 f"{IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; they must be equal"
             )
         bounds = _tile_bounds(directory, config.vision.image_size, config.tile_tokens)

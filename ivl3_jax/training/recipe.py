@@ -10,8 +10,6 @@ from ivl3_jax.conversion.checkpoint import load, save
 from ivl3_jax.data.jsonl import read_jsonl
 from ivl3_jax.data.loader import batches, prefetch
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.template import ChatTemplate
-from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, Tokenizer
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.model import Model, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -72,9 +70,7 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
     else:
         assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
         config = InternVLConfig.preset(recipe.size) if recipe.size in PRESETS else read_config(recipe.size)
-        tokenizer = Tokenizer.from_directory(recipe.tokenizer)
-        _check_tokenizer(tokenizer, config)
-        processor = Processor(tokenizer, ChatTemplate(), config.vision.image_size, config.tile_tokens)
+        processor = Processor.from_directory(recipe.tokenizer, config=config)
         model = Model.init(config, plan, seed=seed, param_dtype=recipe.param_dtype)
         model = dataclasses.replace(model, source=Path(recipe.tokenizer))
     config = model.config
@@ -82,14 +78,6 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
     graphdef, _ = abstract_model(config, plan, model.mesh, param_dtype=recipe.param_dtype, dtype=recipe.dtype)
     return dataclasses.replace(model, config=config, graphdef=graphdef), processor
-
-
-def _check_tokenizer(tokenizer: Tokenizer, config: InternVLConfig) -> None:
-    if tokenizer.id(IMAGE_CONTEXT) != config.image_token_id:
-        raise ValueError(
-            f"{tokenizer.where}: {IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; this model size expects "
-            f"{config.image_token_id}: use the tokenizer that belongs to it"
-        )
 
 
 def adapt(processor: Processor, data: DataRecipe) -> Processor:

@@ -10,9 +10,9 @@ from ivl3_jax.config import PRESETS, InternVLConfig
 from ivl3_jax.models.model import abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
 
-# Billions of parameters as arXiv 2504.10479, table 1, prints them, with three exceptions. 2B: the 1.9 printed counts
-# the embedding once, but the released files hold an output projection of its own. 8B and 9B: 8.1 and 9.2 are printed,
-# and the sizes of the parts in the same table add up to these.
+# Billions of parameters as published, with three exceptions. 2B: the 1.9 printed counts the embedding once, but the
+# released files hold an output projection of its own. 8B and 9B: 8.1 and 9.2 are printed; these are what transformers
+# counts for the same configurations (tests/conversion).
 TOTALS = {
     "InternVL3-1B": "0.9",
     "InternVL3-2B": "2.1",

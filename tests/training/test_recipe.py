@@ -132,4 +132,4 @@ def test_a_finished_run_is_not_overwritten(trained, data, capsys):
 def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):
     changes = {"model": {"size": "InternVL3-1B", "tokenizer": str(checkpoint())}}
     assert main(["train", "--config", str(recipe(data, tmp_path, **changes))]) == 1
-    assert "this model size expects 151667: use the tokenizer that belongs to it" in capsys.readouterr().err
+    assert "image_token_id is 151667, but in" in capsys.readouterr().err
