@@ -29,8 +29,6 @@ def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | s
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ValueError("dtype float64 needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update first")
     directory = Path(directory)
     config = resolve_tying(directory, read_config(directory))
     plan = plan if isinstance(plan, ShardingPlan) else ShardingPlan.read(plan) if plan else ShardingPlan()
@@ -39,10 +37,17 @@ def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | s
     return Model(config, plan, mesh, graphdef, read_params(directory, abstract, config), source=directory)
 
 
-def save(model: Model, directory: str | Path) -> None:
-    """Writes a model in the `-hf` layout, in its parameters' dtype, with the tokenizer files of its source.
+def save(model: Model, directory: str | Path, *, layout: str = "hf", dtype: str | None = None) -> None:
+    """Writes a model as a directory that transformers opens, with the tokenizer and processor files of its source.
+
+    Args:
+        layout: `hf`, the only one so far. dtype: of the file, by default that of the parameters.
 
     Raises:
-        FileExistsError: `directory` exists and is not empty.
+        FileExistsError: `directory` exists and is not empty. ValueError: an unknown layout or dtype.
     """
-    write_hf(model.params, model.config, directory, copy_from=model.source)
+    if layout != "hf":
+        raise ValueError(f"layout is {layout!r}; 'hf' is the only one that can be written")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    write_hf(model.params, model.config, Path(directory).absolute(), copy_from=model.source, dtype=dtype)

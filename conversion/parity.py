@@ -153,12 +153,17 @@ def check(
     from ivl3_jax.conversion import parity_reference
 
     config = resolve_tying(directory, read_config(directory))
+    length, limit = tokens + tiles * config.tile_tokens, config.decoder.max_positions
+    if length > limit:
+        raise ValueError(f"{tokens} text tokens and {tiles} tiles make {length} positions; the decoder knows {limit}")
     batch = example_batch(config, tokens, tiles, seed)
     began = time.perf_counter()
     say("running the PyTorch reference")
     reference = parity_reference.load_reference(directory, dtype)
     inputs = parity_reference.inputs_from_batch(batch, config, dtype)
     theirs = parity_reference.run(reference, inputs)
+    used = config.select_layer % (config.vision.layers + 1)
+    theirs = {name: x[:used] if name.startswith("vision/layers/") else x for name, x in theirs.items()}
     if with_gradients:
         say("gradients of the PyTorch reference")
         weighted = batch.labels, batch.loss_weights
@@ -202,7 +207,8 @@ def _each_layer(component: str, layers: nnx.Module, inputs: jax.Array, call: Cal
             call(*layer_and_input)
             return found
 
-    found = jax.lax.map(one, (layers, inputs))
+    used = jax.tree.map(lambda leaf: leaf[: inputs.shape[0]], layers)
+    found = jax.lax.map(one, (used, inputs))
     return {f"{component}/layers/{name}": value for name, value in found.items()}
 
 

@@ -59,7 +59,6 @@ def write_hf(
     dtype: str | np.dtype | None = None,
     max_shard_bytes: float = 5e9,
     copy_from: str | Path | None = None,
-    eos_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes config.json, safetensors (with an index if there are several) and generation_config.json.
 
@@ -73,7 +72,6 @@ def write_hf(
         dtype: of the tensors in the files; by default that of the parameters.
         max_shard_bytes: a larger checkpoint is split into several files.
         copy_from: a checkpoint directory whose tokenizer and processor files are copied.
-        eos_ids: ids that end an answer, for generation_config.json; by default that file is copied too.
 
     Raises:
         FileExistsError: `directory` holds something.
@@ -101,8 +99,6 @@ def write_hf(
             for name in COMPANIONS:
                 if (Path(copy_from) / name).is_file():
                     shutil.copyfile(Path(copy_from) / name, temporary / name)
-        if eos_ids is not None:
-            _write_json(temporary / GENERATION_FILE, {"eos_token_id": list(eos_ids)})
         temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

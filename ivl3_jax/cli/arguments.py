@@ -12,6 +12,7 @@ import json
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -64,6 +65,7 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
     add = parser.add_class_arguments if is_class else parser.add_function_arguments
     add(target, as_positional=not is_class)
 
+    argv = _spell_out(target, argv)
     files = [text for name, text in _options(argv) if name == "config"]
     for file in files:
         _check_file(target, file)
@@ -98,6 +100,25 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
     for name, value in (overrides or {}).items():
         argv.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     return parse(kind, argv, prog=kind.__name__)
+
+
+def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:
+    """The command line with `--flag` written as `--flag=true` wherever it stands alone for a setting that is a bool."""
+    spelled = []
+    for token, following in pairwise([*argv, ""]):
+        alone = token.startswith("--") and "=" not in token and following.lower() not in ("true", "false", "null")
+        spelled.append(f"{token}=true" if alone and _kind(target, token[2:]) is bool else token)
+    return spelled
+
+
+def _kind(target: Any, name: str) -> Any:
+    """The type of a dotted setting, or None where there is none of that name."""
+    *outer, last = name.split(".")
+    for part in outer:
+        target = _nested(_settings(target).get(part))
+        if target is None:
+            return None
+    return _settings(target).get(last)
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

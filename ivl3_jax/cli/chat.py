@@ -1,8 +1,8 @@
 """`ivl3 chat`: one question about pictures, answered in the terminal as it is generated."""
 
 import argparse
+import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from ivl3_jax.cli import UsageError
@@ -17,12 +17,12 @@ def run(argv: list[str]) -> int:
     arguments = _parse(argv)
     *images, question = arguments.inputs
     for image in images:
-        if not Path(image).is_file():
+        if not os.path.isfile(image):  # not Path.is_file, which fails for very long text
             raise UsageError(
                 f"there is no image file {image!r}; the order is: ivl3 chat DIRECTORY [IMAGE ...] QUESTION, with the "
                 "question in quotes"
             )
-    if not images and Path(question).is_file():
+    if not images and os.path.isfile(question):
         raise UsageError(f"the question is missing: the last argument is the file {question!r}")
     # Late, so that mistakes above answer at once.
     import ivl3_jax
@@ -71,4 +71,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help(sys.stderr)
         raise UsageError("a directory and a question are needed")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)

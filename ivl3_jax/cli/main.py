@@ -130,7 +130,7 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(missing)
-        return extra and f'this needs {missing}, which is not installed: pip install "ivl3-jax[{extra}]"'
+        return extra and f"this needs {missing}, which is not installed: it comes with the extra {extra!r} of ivl3-jax"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.arguments import parse
 
 HELP = """Compares a checkpoint here with PyTorch: every module, layer, logits, gradients.
-ivl3 parity InternVL3-1B-hf --gradients true --output parity-1b
+ivl3 parity InternVL3-1B-hf --gradients --output parity-1b
 """
 
 
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
         argv,
         prog="ivl3 parity",
         description="Runs transformers and this model on the same input and compares every tensor on the way.",
-        example="ivl3 parity InternVL3-1B-hf --gradients true --output parity-1b",
+        example="ivl3 parity InternVL3-1B-hf --gradients --output parity-1b",
     )
     for name, least in (("tokens", 8), ("tiles", 0)):
         if getattr(chosen, name) < least:

@@ -1,5 +1,7 @@
 """`ivl3 train`: runs a recipe."""
 
+import os
+
 from ivl3_jax.cli.arguments import parse
 
 HELP = """Trains a model from a recipe and writes a checkpoint that `ivl3 chat` opens.
@@ -16,8 +18,10 @@ def run(argv: list[str]) -> int:
         argv,
         prog="ivl3 train",
         description="Supervised fine-tuning on InternVL JSONL conversations.",
-        example="ivl3 train --config ivl3_jax/configs/finetune.yaml --output runs/first",
+        example="ivl3 train --config recipe.yaml --output runs/first",
     )
+    if "float64" in (recipe.model.param_dtype, recipe.model.dtype):
+        os.environ["JAX_ENABLE_X64"] = "1"
     from ivl3_jax.cli.progress import TrainProgress
     from ivl3_jax.training.recipe import run_recipe
 

@@ -1,7 +1,7 @@
 """What is taught, and in which order."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -33,7 +33,7 @@ class Stage:
     until: float
     max_tiles: int | None
     tiles: int
-    lessons: dict[tuple[str, int], float]
+    lessons: Mapping[tuple[str, int], float]
 
     def sample(self, seed: int, index: int) -> Sample:
         """The training conversation of an index: a pure function of the seed, the stage and the index."""

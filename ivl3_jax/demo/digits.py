@@ -19,6 +19,7 @@ Split = Literal["train", "held_out"]
 FIRST_HELD_OUT = 1198
 SCALE = 5  # the smooth enlargement from which pictures are sampled
 SIDE = 8 * SCALE
+MARGIN = 2  # of paper around it
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ def load(split: Split) -> Digits:
 
 @cache
 def _enlarged(split: Split) -> np.ndarray:
-    """The digits of a split at 40 x 40 by cubic splines, float32 [n, 40, 40] in 0..1."""
+    """The digits of a split at 40 x 40 by cubic splines, with a margin: float32 [n, 44, 44] in 0..1."""
     pixels = load(split).pixels
     # Each sample is the middle of a square of 5 x 5, so that the enlargement is centred.
     at = (np.arange(SIDE) + 0.5) / SCALE - 0.5
     rows, cols = np.meshgrid(at, at, indexing="ij")
     smooth = [ndimage.map_coordinates(np.pad(digit, 1), (rows + 1, cols + 1), order=3) for digit in pixels]
-    return np.clip(np.stack(smooth), 0, 1).astype(np.float32)
+    sides = (MARGIN, MARGIN)
+    return np.pad(np.clip(np.stack(smooth), 0, 1).astype(np.float32), ((0, 0), sides, sides))
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def compose(split: Split, members: Sequence[int], rng: np.random.Generator, *, l
     digits, warp = load(split), split == "train"
     height = rng.uniform(16, 38) * largest
     heights = height * rng.uniform(0.8, 1.0, len(members))
-    widths = heights * rng.uniform(0.75, 1.0, len(members))
-    gaps = height * rng.uniform(-0.05, 0.25, len(members) - 1)
+    widths = heights * rng.uniform(0.8, 1.1, len(members))
+    gaps = height * rng.uniform(-0.05, 0.3, len(members) - 1)
     row = float(widths.sum() + gaps.sum())
     width = round(row + height * rng.uniform(0.1, 0.5))
     tall = round(height * rng.choice((1.1, 1.3, 1.7), p=(0.6, 0.25, 0.15)) * rng.uniform(1, 1.1))
@@ -118,7 +120,7 @@ def _write(
     rng: np.random.Generator,
     warp: bool,
 ) -> None:
-    """Adds one digit [40, 40] to a sheet of ink, in the box at `corner` (top, left) of `size` (height, width)."""
+    """Adds one enlarged digit to a sheet of ink, in the box at `corner` (top, left) of `size` (height, width)."""
     # The warped digit may leave its box a little.
     low = [max(0, int(c - 0.15 * s)) for c, s in zip(corner, size, strict=True)]
     high = [min(n, int(c + 1.15 * s) + 1) for c, s, n in zip(corner, size, ink.shape, strict=True)]
@@ -146,16 +148,15 @@ def _write(
 
 
 def _sample(digit: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Linear interpolation of digit [40, 40] at fractional places; nothing is written outside."""
-    padded = np.pad(digit, 2).ravel()
-    side = SIDE + 4
-    rows = np.clip(rows + 2, 0, SIDE + 2.99)
-    cols = np.clip(cols + 2, 0, SIDE + 2.99)
+    """Linear interpolation of an enlarged digit at fractional places; outside there is no ink."""
+    flat, side, last = digit.ravel(), digit.shape[1], digit.shape[1] - 1.01
+    rows = np.clip(rows + MARGIN, 0, last)
+    cols = np.clip(cols + MARGIN, 0, last)
     top, left = rows.astype(np.int32), cols.astype(np.int32)
     down, right = rows - top, cols - left
     at = top * side + left
-    above = padded[at] * (1 - right) + padded[at + 1] * right
-    below = padded[at + side] * (1 - right) + padded[at + side + 1] * right
+    above = flat[at] * (1 - right) + flat[at + 1] * right
+    below = flat[at + side] * (1 - right) + flat[at + side + 1] * right
     return above * (1 - down) + below * down
 
 

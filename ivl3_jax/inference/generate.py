@@ -1,5 +1,6 @@
 """Generation: prefill once, then one token a step against a KV cache, with the layers taken apart."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Generator:
             tokens[row, : len(prompt)] = prompt.tokens
             visual_index[row, : len(prompt)] = prompt.visual_index
         key = jax.random.key(sampling.seed)
+        sampling = dataclasses.replace(sampling, seed=0)  # static below; another seed is no other program
         with jax.set_mesh(self.mesh):
             visual = jnp.stack([self.visual_tokens(prompt.tiles, size) for prompt in prompts])
             capacity = bucket(int(lengths.max()) + max_new_tokens)

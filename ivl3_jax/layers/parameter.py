@@ -14,7 +14,7 @@ def parameter(
 ) -> nnx.Param:
     """A parameter of `shape` whose dimensions bear the logical names `axes`.
 
-    The layout on a mesh is not decided here: a `ShardingPlan` reads the names (`models.model.parameter_specs`).
+    The layout on a mesh is not decided here: a `ShardingPlan` reads the names (`models.model.abstract_model`).
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} has {len(shape)} dimensions, axes {axes} name {len(axes)}")

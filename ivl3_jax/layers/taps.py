@@ -35,7 +35,7 @@ def collecting() -> bool:
 
 @contextmanager
 def scope(name: str) -> Iterator[None]:
-    """Prefixes the names of taps inside, and names the operations for profiles and the lab."""
+    """Prefixes the names of taps inside, and names the operations for profiles."""
     outer = getattr(_state, "scope", ())
     _state.scope = (*outer, name)
     try:

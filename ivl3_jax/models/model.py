@@ -95,9 +95,12 @@ def abstract_model(
     """The definition, and its parameters as ShapeDtypeStructs with the plan's shardings; nothing is allocated.
 
     Raises:
-        ValueError: a dimension does not divide over its mesh axes, or an array would use a mesh axis twice.
+        ValueError: a dimension does not divide over its mesh axes, an array would use a mesh axis twice, or float64 is
+            asked for without 64-bit mode.
     """
     check_activations(plan)
+    if "float64" in (param_dtype, dtype) and not jax.config.jax_enable_x64:
+        raise ValueError("float64 needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update first")
 
     def make() -> InternVL:
         dtypes = {"param_dtype": jnp.dtype(param_dtype), "dtype": jnp.dtype(dtype)}

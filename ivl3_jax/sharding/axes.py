@@ -11,7 +11,6 @@ COMPONENTS = ("vision", "projector", "decoder")
 
 # What a dimension of a parameter, or of an activation, may be called.
 PARAMETER_AXES = {
-    "layers": "the stack of layers",
     "embed": "model width of the component",
     "heads": "attention heads",
     "kv_heads": "key/value heads",

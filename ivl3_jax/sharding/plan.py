@@ -50,7 +50,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat, compiler flags.
+    """The mesh shape, one set of rules for each component, remat.
 
     Attributes:
         name: for reports.
@@ -58,7 +58,6 @@ class ShardingPlan:
         vision, projector, decoder: their rules.
         remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
             `dots` saves matrix products, `full` only the residual stream between layers.
-        compiler_flags: XLA options by chip (`v5e`, `v5p`, ...), given to the compiler of the train step.
     """
 
     name: str = "single"
@@ -67,7 +66,6 @@ class ShardingPlan:
     projector: Rules = field(default_factory=Rules)
     decoder: Rules = field(default_factory=Rules)
     remat: Mapping[str, str] = field(default_factory=dict)
-    compiler_flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, name_or_file: str | Path, **mesh: int) -> Self:
@@ -114,7 +112,6 @@ class ShardingPlan:
             projector=rules["projector"],
             decoder=rules["decoder"],
             remat=remat,
-            compiler_flags=fields.get("compiler_flags") or {},
         )
         return plan.with_mesh(where, **mesh)
 

@@ -55,8 +55,18 @@ def check_sizes(name: str, sizes: Mapping[str, int], spec: PartitionSpec, plan: 
 
 
 def check_activations(plan: ShardingPlan) -> None:
-    """Refuses a plan under which some activation would be sharded over one mesh axis twice."""
+    """Refuses a plan whose activations use a mesh axis twice, or part heads from their keys and values."""
     for component in COMPONENTS:
+        table = getattr(plan, component).activations
+        if "head_dim" in table:
+            raise ValueError(
+                f"plan {plan.name!r}: {component}.activations shards head_dim; attention needs whole heads"
+            )
+        if table.get("kv_heads", table.get("heads")) != table.get("heads"):
+            raise ValueError(
+                f"plan {plan.name!r}: {component}.activations sends kv_heads to {list(table['kv_heads'])} and heads to "
+                f"{list(table.get('heads', ()))}; leave kv_heads out, or send both to the same mesh axes"
+            )
         for axes in ACTIVATIONS[component]:
             name = f"the {component} activation [{', '.join(axes)}]"
             check_layout(name, axes, getattr(plan, component).activation(*axes), plan)

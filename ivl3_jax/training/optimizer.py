@@ -1,6 +1,7 @@
 """AdamW as the InternVL recipes use it."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ivl3_jax.training.config import TrainConfig
@@ -25,8 +26,11 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW (Loshchilov & Hutter 2019) with decay on `DECAYED` only."""
-    return optax.chain(
+    """Global-norm clipping, then AdamW (Loshchilov & Hutter 2019) with decay on `DECAYED` only.
+
+    Moments and updates are float32 (float64 for float64 parameters), whatever the parameters are stored in.
+    """
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config),
@@ -37,3 +41,12 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             mask=decay_mask,
         ),
     )
+    return optax.GradientTransformation(
+        lambda params: adamw.init(_wide(params)),
+        lambda grads, state, params: adamw.update(_wide(grads), state, _wide(params)),
+    )
+
+
+def _wide(tree: dict) -> dict:
+    """Leaves in at least float32, so that moments of bfloat16 parameters do not round away."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)

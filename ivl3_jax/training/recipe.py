@@ -32,6 +32,11 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
     plan = ShardingPlan.read(recipe.sharding.plan, **recipe.sharding.mesh)
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
     processor = adapt(processor, recipe.data)
+    if recipe.data.tokens > model.config.decoder.max_positions:
+        raise ValueError(
+            f"data.tokens is {recipe.data.tokens}; the decoder was trained for {model.config.decoder.max_positions} "
+            "positions at most"
+        )
     samples = read_jsonl(recipe.data.annotation, recipe.data.root)
     data = recipe.data
     stream = batches(

@@ -1,4 +1,4 @@
-"""The training state and one optimizer step: pure, jitted, donated. The lab compiles this same step."""
+"""The training state and one optimizer step: pure, jitted, donated."""
 
 from collections.abc import Callable
 from typing import NamedTuple

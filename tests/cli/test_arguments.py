@@ -228,3 +228,11 @@ def test_a_function():
         parse(look, [], prog="ivl3 look")
     with pytest.raises(UsageError, match=r"option --token is not a setting; allowed: directory, images, tokens"):
         parse(look, ["d", "--token", "4"], prog="ivl3 look")
+
+
+def test_a_flag_may_stand_alone():
+    def settings(directory: str, *, gradients: bool = False, seed: int = 0) -> None: ...
+
+    for argv in (["d", "--gradients"], ["--gradients", "d"][::-1], ["d", "--gradients", "--seed", "3"]):
+        assert parse(settings, argv, prog="x").gradients is True
+    assert parse(settings, ["d", "--gradients", "false"], prog="x").gradients is False

@@ -79,7 +79,7 @@ def test_unknown_command_names_the_valid_and_the_nearest(capsys):
         (FileNotFoundError(2, "No such file or directory", "a/config.json"), 1,
          "a/config.json: No such file or directory"),
         (ModuleNotFoundError("x", name="torch.nn"), 1,
-         'this needs torch, which is not installed: pip install "ivl3-jax[parity]"'),
+         "this needs torch, which is not installed: it comes with the extra 'parity' of ivl3-jax"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line(greet, capsys, error, code, message):

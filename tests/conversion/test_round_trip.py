@@ -138,8 +138,6 @@ def test_companion_files(tmp_path):
     write_hf(params, config, tmp_path / "copied", copy_from=source)
     names = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "generation_config.json"}
     assert {file.name for file in (tmp_path / "copied").iterdir()} == names
-    write_hf(params, config, tmp_path / "given", eos_ids=[7])
-    assert json.loads((tmp_path / "given" / "generation_config.json").read_text()) == {"eos_token_id": [7]}
 
 
 def test_complete_or_not_there(tmp_path, monkeypatch):

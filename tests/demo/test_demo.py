@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: demo)")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: demo)")
 
-from ivl3_jax.cli import main
+from ivl3_jax.cli import demo, main
 from ivl3_jax.demo import baseline, curriculum, digits, evaluation, tasks
 
 
@@ -127,13 +127,16 @@ def test_stages_share_the_steps_out():
 def small_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "run"
     argv = f"--output {output} --steps 3 --examination 0.01 --vision.layers 1 --decoder.layers 1".split()
-    assert main.main(["demo", *argv]) == 0
-    return output, argv
+    with pytest.MonkeyPatch.context() as patch:
+        # A setting of the whole process, which other tests share.
+        patch.setattr(demo, "keep_freed_memory", lambda: None)
+        assert main.main(["demo", *argv]) == 0
+    return output
 
 
 @pytest.mark.slow
-def test_the_whole_demo_in_small(small_run, capsys):
-    output, _ = small_run
+def test_the_whole_demo_in_small(small_run):
+    output = small_run
     facts = json.loads((output / "demo.json").read_text())
     assert [score["part"] for score in facts["scores"]] == [part.name for part in evaluation.PARTS]
     assert len(facts["loss"]) == 3
@@ -148,14 +151,13 @@ def test_the_whole_demo_in_small(small_run, capsys):
 
 
 @pytest.mark.slow
-def test_an_earlier_demo_is_replaced_and_nothing_else(small_run, tmp_path, capsys):
+def test_an_earlier_demo_is_replaced_and_nothing_else(small_run, tmp_path):
     from ivl3_jax.demo.run import make_room
 
-    output, argv = small_run
+    output = small_run
     (tmp_path / "thesis.txt").write_text("years of work")
-    argv = [str(tmp_path) if word == str(output) else word for word in argv]
-    assert main.main(["demo", *argv]) == 1
-    assert "is not an earlier demo" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match="is not an earlier demo"):
+        make_room(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     make_room(output)
     assert [file.name for file in output.iterdir()] == ["demo.json"]
