@@ -27,11 +27,10 @@ from flax import nnx
 
 import ivl3_jax
 from ivl3_jax.batch import Batch, empty_batch
-from ivl3_jax.config import InternVLConfig
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.hf_config import to_hf
 from ivl3_jax.inference.generate import Generator
-from ivl3_jax.models.intern_vit import MEAN, STD
 from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import place_batch
 
@@ -138,7 +137,7 @@ class Theirs:
         self.labels = torch.from_numpy(example(1, 256, self.config).labels).long()
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        pixels = (batch.tiles[0].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        pixels = (batch.tiles[0].astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
         pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         return {"input_ids": torch.from_numpy(batch.tokens).long(), "pixel_values": torch.from_numpy(pixels)}
 

@@ -22,7 +22,8 @@ from ivl3_jax.conversion.names import parameters
 
 Inputs = dict[str, torch.Tensor]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics of RGB in 0..1
+# ImageNet statistics of RGB in 0..1, written out once more so that the reference checks those of the package.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDE_ATTENTION = "eager_unrounded"
 
 # The reference's modules behind our taps, by their names under `model.`; {i} is the layer.

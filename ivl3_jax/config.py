@@ -10,6 +10,10 @@ from typing import Any, Literal, Self
 
 ROPE_TYPES = ("default", "dynamic")
 
+# ImageNet statistics of RGB in 0..1, by which every published size has its pixels normalised.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:

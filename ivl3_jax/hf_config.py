@@ -1,6 +1,7 @@
 """Hugging Face's config.json of the `-hf` layout, read into an InternVLConfig and written from one."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ def read_config(directory: str | Path) -> InternVLConfig:
     """Reads `config.json` of a checkpoint directory.
 
     Raises:
-        FileNotFoundError: no config.json there.
+        NotADirectoryError: it is a file. FileNotFoundError: no config.json there.
         ValueError: not JSON, or a field is missing, unsupported or contradictory.
     """
     file = Path(directory) / "config.json"
+    if file.parent.is_file():
+        raise NotADirectoryError(f"{directory} is not a directory; a checkpoint is one, with config.json in it")
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a checkpoint directory holds config.json and safetensors")
     try:
-        fields = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
     return from_hf(fields, file)
 
@@ -40,12 +43,14 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
     vision.expect("num_channels", (3,), absent=3)
     text.expect("hidden_act", ("silu",), absent="silu")
     text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
-    ratio = top.get("downsample_ratio")
-    if not isinstance(ratio, int | float) or ratio <= 0 or (1 / ratio) % 1:
+    ratio = top.number("downsample_ratio")
+    if ratio <= 0 or (1 / ratio) % 1:
         raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
-    tied = fields["tie_word_embeddings"] if "tie_word_embeddings" in fields else text.get("tie_word_embeddings")
+    tied = (top if "tie_word_embeddings" in fields else text).flag("tie_word_embeddings")
     rope = text.rope()
     heads, width = text.whole("num_attention_heads"), text.whole("hidden_size")
+    # Some writers state null where each head has its share of the width.
+    head_dim = width // heads if text.fields.get("head_dim") is None else text.whole("head_dim")
     vision_config = {
         "layers": vision.whole("num_hidden_layers"),
         "width": vision.whole("hidden_size"),
@@ -54,31 +59,32 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "image_size": vision.square("image_size"),
         "patch_size": vision.square("patch_size"),
         "norm": vision.get("norm_type"),
-        "norm_eps": vision.get("layer_norm_eps"),
-        "qk_norm": vision.get("use_qk_norm"),
-        "qkv_bias": vision.get("attention_bias"),
-        "layer_scale": fields["vision_config"].get("layer_scale_init_value", 0.1),
-        "drop_path": fields["vision_config"].get("drop_path_rate", 0.0),
-        "initializer_range": fields["vision_config"].get("initializer_range", 0.02),
+        "norm_eps": vision.number("layer_norm_eps"),
+        "qk_norm": vision.flag("use_qk_norm"),
+        "qkv_bias": vision.flag("attention_bias"),
+        "layer_scale": vision.number("layer_scale_init_value", 0.1),
+        "drop_path": vision.number("drop_path_rate", 0.0),
+        "initializer_range": vision.number("initializer_range", 0.02),
     }
     decoder_config = {
         "layers": text.whole("num_hidden_layers"),
         "width": width,
         "heads": heads,
         "kv_heads": text.whole("num_key_value_heads"),
-        "head_dim": fields["text_config"].get("head_dim") or width // heads,
+        "head_dim": head_dim,
         "mlp": text.whole("intermediate_size"),
         "vocab": text.whole("vocab_size"),
-        "rope_theta": rope["rope_theta"],
+        "rope_theta": rope.number("rope_theta"),
         "max_positions": text.whole("max_position_embeddings"),
-        "norm_eps": text.get("rms_norm_eps"),
+        "norm_eps": text.number("rms_norm_eps"),
         "qkv_bias": text.get("model_type") == "qwen2",
-        "tie_embeddings": bool(tied),
-        "initializer_range": fields["text_config"].get("initializer_range", 0.02),
+        "tie_embeddings": tied,
+        "initializer_range": text.number("initializer_range", 0.02),
     }
     image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
+    factor = rope.number("factor", 1.0)
     try:
-        scaling = RopeScaling(rope["rope_type"], rope.get("factor") or 1.0)
+        scaling = RopeScaling(rope.get("rope_type"), factor)
         return InternVLConfig(
             VisionConfig(**vision_config),
             ProjectorConfig(downsample=round(1 / ratio)),
@@ -156,16 +162,17 @@ class _Fields:
         if not isinstance(fields, dict):
             raise ValueError(f"{file}: {place.rstrip('.') or 'the file'} is {fields!r}; it must be a JSON object")
 
-    def get(self, name: str) -> Any:
-        if name not in self.fields:
+    def get(self, name: str, absent: Any = None) -> Any:
+        """The field, or `absent` where the file lacks it; without `absent` it must be there."""
+        if name not in self.fields and absent is None:
             raise ValueError(f"{self.file}: {self.place}{name} is missing; a published checkpoint states it")
-        return self.fields[name]
+        return self.fields.get(name, absent)
 
     def section(self, name: str) -> "_Fields":
         return _Fields(self.get(name), self.file, f"{self.place}{name}.")
 
     def expect(self, name: str, allowed: tuple, why: str = "", *, absent: Any = None) -> None:
-        value = self.get(name) if absent is None else self.fields.get(name, absent)
+        value = self.get(name, absent)
         if value not in allowed:
             valid = " or ".join(map(repr, allowed))
             raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; supported: {valid}{why and f' ({why})'}")
@@ -177,20 +184,33 @@ class _Fields:
             raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be a whole number{bound}")
         return value
 
+    def number(self, name: str, absent: float | None = None) -> float:
+        value = self.get(name, absent)
+        # The comparison also refuses NaN, infinities and integers beyond every float.
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be a finite number")
+        return value
+
+    def flag(self, name: str, absent: bool | None = None) -> bool:
+        value = self.get(name, absent)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be true or false")
+        return value
+
     def square(self, name: str) -> int:
         value = self.get(name)
-        sides = list(value) if isinstance(value, list | tuple) else [value]
-        if len(set(sides)) != 1 or not isinstance(sides[0], int):
+        sides = value if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(sides) <= 2 or any(type(side) is not int or side != sides[0] for side in sides):
             raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be one whole number or two equal")
         return sides[0]
 
-    def rope(self) -> dict[str, Any]:
+    def rope(self) -> "_Fields":
         """Rope fields from `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
         found = {"rope_type": "default"}
         if "rope_theta" in self.fields:
             found["rope_theta"] = self.fields["rope_theta"]
         for name in ("rope_scaling", "rope_parameters"):
-            part = self.fields.get(name) or {}
+            part = {} if self.fields.get(name) is None else self.section(name).fields
             found |= {"rope_type": part["type"]} if "type" in part else {}
             found |= part
         if "rope_theta" not in found:
@@ -199,4 +219,4 @@ class _Fields:
             raise ValueError(
                 f"{self.file}: {self.place}rope type is {found['rope_type']!r}; supported: {', '.join(ROPE_TYPES)}"
             )
-        return found
+        return _Fields(found, self.file, self.place)

@@ -39,16 +39,16 @@ def open_image(source: ImageSource) -> Image.Image:
 def _name(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"PIL image of mode {source.mode}"
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image source {source!r}"
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image of type {type(source).__name__}"
 
 
 def _trouble(source: ImageSource, error: Exception) -> str:
+    if not isinstance(source, str | os.PathLike | Image.Image):
+        return "an image must be given as a path or as a PIL image"
     if isinstance(error, FileNotFoundError):
         return "no such image file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"refused as a possible decompression bomb ({error})"
-    if not isinstance(source, str | os.PathLike | Image.Image):
-        return "an image must be given as a path or as a PIL image"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from ivl3_jax.batch import IGNORE, Batch, empty_batch
-from ivl3_jax.config import InternVLConfig
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
 from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
@@ -20,7 +20,7 @@ from ivl3_jax.hf_config import read_config
 RESERVED = (*REQUIRED, "<video>")
 
 # What the model's own normalisation of tiles and Pillow's bicubic resize assume of a preprocessor file.
-ASSUMED = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
+ASSUMED = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD), "resample": 3}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Processor:
         tile_tokens: visual tokens of one tile.
         min_tiles, max_tiles: bounds of an image's grid, the thumbnail not counted.
         thumbnail: whether an image of several tiles is followed by a thumbnail of the whole.
+        vocab: rows of the model's embedding table, which no token may pass; None does not check.
+
+    Raises:
+        ValueError: the template's system message has a special token.
     """
 
     tokenizer: Tokenizer
@@ -42,6 +46,11 @@ class Processor:
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
+    vocab: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.template.system is not None:
+            self._check_text(Message("system", self.template.system))
 
     @classmethod
     def from_directory(
@@ -66,8 +75,9 @@ class Processor:
                 f"{stated}: image_token_id is {config.image_token_id}, but in {tokenizer.where} "
                 f"{IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; they must be equal"
             )
-        bounds = _tile_bounds(directory, config.vision.image_size, config.tile_tokens)
-        return cls(tokenizer, template or ChatTemplate(), config.vision.image_size, config.tile_tokens, *bounds)
+        size, vocab = config.vision.image_size, config.decoder.vocab
+        bounds = _tile_bounds(directory, size, config.tile_tokens)
+        return cls(tokenizer, template or ChatTemplate(), size, config.tile_tokens, *bounds, vocab=vocab)
 
     def encode(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
         """Encodes a conversation for training.
@@ -168,12 +178,7 @@ class Processor:
     def _expand(self, sample: Sample, max_tiles: int) -> tuple[list[Message], np.ndarray]:
         """Messages whose placeholders are spelled out as image tokens, and the tiles [t, size, size, 3] behind them."""
         for message in sample.messages:
-            for token in RESERVED:
-                if token in message.text and token in self.tokenizer:
-                    raise ValueError(
-                        f"the {message.role} turn contains the special token {token} literally; write "
-                        f"{IMAGE_PLACEHOLDER} where an image belongs, and otherwise spell the token differently"
-                    )
+            self._check_text(message)
         messages = _with_placeholders(sample.messages, len(sample.images))
         found = sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
         if found != len(sample.images):
@@ -188,10 +193,24 @@ class Processor:
         none = np.zeros((0, self.tile_size, self.tile_size, 3), np.uint8)
         return expanded, np.concatenate([none, *tiles])
 
+    def _check_text(self, message: Message) -> None:
+        for token in RESERVED:
+            if token in message.text and token in self.tokenizer:
+                raise ValueError(
+                    f"the {message.role} turn contains the special token {token} literally; write "
+                    f"{IMAGE_PLACEHOLDER} where an image belongs, and otherwise spell the token differently"
+                )
+
     def _encoded(self, sample: Sample, tokens: list[int], supervised: list[bool], tiles: np.ndarray) -> Encoded:
         if self.tokenizer.bos_id is not None:
             tokens, supervised = [self.tokenizer.bos_id, *tokens], [False, *supervised]
         ids, mask = np.array(tokens, np.int32), np.array(supervised, bool)
+        # Here and not over the whole tokenizer: published ones have a `<video>` past the table that no text reaches.
+        if self.vocab is not None and (largest := max(tokens, default=0)) >= self.vocab:
+            raise ValueError(
+                f"the token {self.tokenizer.decode([largest], skip_special=False)!r} has the id {largest} in "
+                f"{self.tokenizer.where}, but the model's vocabulary ends before {self.vocab}; use its own tokenizer"
+            )
         visual = ids == self.tokenizer.id(IMAGE_CONTEXT)
         if visual.sum() != len(tiles) * self.tile_tokens:
             raise ValueError(

@@ -21,7 +21,7 @@ class Message:
             assistant turns it is ordinary text, as in InternVL.
 
     Raises:
-        ValueError: the role is not one of the three, or the text is not a string.
+        ValueError: the role is not one of the three, or the text is no string or has lone surrogates.
     """
 
     role: str
@@ -32,6 +32,13 @@ class Message:
             raise ValueError(f"message role is {self.role!r}; valid roles: {', '.join(ROLES)}")
         if not isinstance(self.text, str):
             raise ValueError(f"text of the {self.role} message is {self.text!r}; it must be a string")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text of the {self.role} message has the lone surrogate {self.text[error.start]!a} at character "
+                f"{error.start}; it must be Unicode text (a shell that is not set to UTF-8 makes such marks)"
+            ) from None
 
 
 @dataclass(frozen=True)

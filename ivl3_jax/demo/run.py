@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ivl3_jax
-from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.data.loader import prefetch
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
@@ -162,8 +162,8 @@ def fresh_model(config: DemoConfig, directory: Path) -> Model:
             "crop_to_patches": True,
             "min_patches": 1,
             "max_patches": config.max_tiles,
-            "image_mean": [0.485, 0.456, 0.406],
-            "image_std": [0.229, 0.224, 0.225],
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
             "resample": 3,
         },
     }

@@ -1,5 +1,6 @@
 """Choosing the next token."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +15,7 @@ class Sampling:
         temperature: 0 takes the most likely token (greedy).
         top_k: only the k most likely tokens can be drawn; 0 means all.
         top_p: only the smallest set of most likely tokens whose probability reaches p can be drawn.
-        seed: of the draws. The same seed, prompt and model give the same answer.
+        seed: of the draws, below 2**63. The same seed, prompt and model give the same answer.
     """
 
     temperature: float = 0.0
@@ -23,12 +24,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy) and finite")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 0 (0 is all tokens)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
 
 
 GREEDY = Sampling()
@@ -48,7 +51,7 @@ def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
         ranked = jnp.take_along_axis(logits, order, axis=-1)
         rank = jnp.arange(logits.shape[-1])
         if sampling.top_k:
-            ranked = jnp.where(rank < sampling.top_k, ranked, -jnp.inf)
+            ranked = jnp.where(rank < min(sampling.top_k, rank.size), ranked, -jnp.inf)
         probabilities = jax.nn.softmax(ranked, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         ranked = jnp.where((before < sampling.top_p) | (rank == 0), ranked, -jnp.inf)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
-from ivl3_jax.config import VisionConfig
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, VisionConfig
 from ivl3_jax.layers import stack
 from ivl3_jax.layers.attention import Attention
 from ivl3_jax.layers.drop_path import drop_path, drop_path_rates
@@ -18,15 +18,12 @@ from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.plan import Rules
 
 AXES = ("tiles", "positions")
-# ImageNet statistics of RGB in 0..1, as the published processors use.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 def normalise(tiles: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """uint8 pixels [..., 3] to (pixel / 255 - mean) / std, computed in at least float32, returned in `dtype`."""
     accumulate = accumulation_dtype(dtype)
-    mean, std = np.asarray(MEAN, accumulate), np.asarray(STD, accumulate)
+    mean, std = np.asarray(IMAGE_MEAN, accumulate), np.asarray(IMAGE_STD, accumulate)
     return ((tiles.astype(accumulate) / 255 - mean) / std).astype(dtype)
 
 

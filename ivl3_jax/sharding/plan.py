@@ -68,12 +68,12 @@ class ShardingPlan:
     remat: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, name_or_file: str | Path, **mesh: int) -> Self:
+    def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
         """Reads a plan shipped in configs/sharding/ by name, or any YAML file; `mesh` overrides axis sizes.
 
         Raises:
             FileNotFoundError: neither exists; the message lists the shipped plans.
-            ValueError: unknown keys, axes or policies, with the file and what is allowed.
+            ValueError: not YAML, or unknown keys, axes or policies, with the file and what is allowed.
         """
         file = Path(name_or_file)
         if file.suffix not in (".yaml", ".yml"):
@@ -82,46 +82,51 @@ class ShardingPlan:
             known = ", ".join(sorted(p.stem for p in PLAN_DIRECTORY.glob("*.yaml")))
             raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {known}; or give a YAML file")
         try:
-            fields = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file} is not valid YAML: {error}") from None
-        named = {"name": file.stem} | fields if isinstance(fields, dict) else fields
-        return cls.from_dict(named, str(file)).with_mesh(**mesh)
+            fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is not UTF-8 text") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" at line {mark.line + 1}" if mark else ""
+            fault = " ".join(str(getattr(error, "problem", error)).split())
+            raise ValueError(f"{file} is not valid YAML{line}: {fault}") from None
+        named = {"name": file.stem} | (fields or {}) if isinstance(fields, dict | None) else fields
+        return cls.from_dict(named, str(file)).with_mesh(mesh)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any], where: str = "plan") -> Self:
+    def from_dict(cls, fields: Mapping[str, Any], where: str = "plan") -> Self:
         """Builds and checks a plan from plain data; `where` is named in errors."""
-        _known(fields, [f.name for f in dataclasses.fields(cls)], where, "")
+        fields = _known(fields, [f.name for f in dataclasses.fields(cls)], where, "")
         rules = {}
         for component in COMPONENTS:
-            tables = fields.get(component) or {}
-            _known(tables, ["parameters", "activations"], where, component)
+            tables = _known(fields.get(component), ["parameters", "activations"], where, component)
             rules[component] = Rules(
                 _table(tables.get("parameters"), PARAMETER_AXES, where, f"{component}.parameters"),
                 _table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
             )
-        mesh, remat = fields.get("mesh") or {}, fields.get("remat") or {}
-        _known(mesh, MESH_AXES, where, "mesh")
-        _known(remat, ["vision", "decoder"], where, "remat")
+        remat = _known(fields.get("remat"), ["vision", "decoder"], where, "remat")
         for component, policy in remat.items():
             if policy not in REMAT_POLICIES:
                 raise ValueError(f"{where}: remat.{component} is {policy!r}; use one of {', '.join(REMAT_POLICIES)}")
+        name = fields.get("name", "plan")
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: name is {name!r}; it must be text")
         plan = cls(
-            name=fields.get("name", "plan"),
+            name=name,
             vision=rules["vision"],
             projector=rules["projector"],
             decoder=rules["decoder"],
             remat=remat,
         )
-        return plan.with_mesh(where, **mesh)
+        return plan.with_mesh(fields.get("mesh"), where)
 
-    def with_mesh(self, where: str = "mesh", /, **sizes: int) -> Self:
-        """The same plan on a mesh of other sizes; axes not named keep theirs."""
-        _known(sizes, MESH_AXES, where, "mesh")
-        for axis, size in sizes.items():
+    def with_mesh(self, mesh: Mapping[str, int] | None, where: str = "plan") -> Self:
+        """The same plan on a mesh of other sizes; axes not named keep theirs. `where` is named in errors."""
+        mesh = _known(mesh, MESH_AXES, where, "mesh")
+        for axis, size in mesh.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
-        return dataclasses.replace(self, mesh=dict(self.mesh) | sizes)
+        return dataclasses.replace(self, mesh={**self.mesh, **mesh})
 
     @property
     def mesh_shape(self) -> tuple[int, ...]:
@@ -170,22 +175,23 @@ def _spec(table: Table, axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(table.get(axis or "") or None for axis in axes))
 
 
-def _known(found: Any, allowed: Any, where: str, place: str) -> None:
-    """Refuses keys that are not allowed at a place of a plan."""
+def _known(found: Any, allowed: Any, where: str, place: str) -> Mapping[str, Any]:
+    """The table at a place of a plan, empty where that is null; other keys than the allowed ones are refused."""
+    if found is None:
+        return {}
     if not isinstance(found, Mapping):
         raise ValueError(f"{where}: {place or 'the plan'} is {found!r}; it must be a table of {', '.join(allowed)}")
     for key in found:
         if key not in allowed:
             at = f"{place}.{key}" if place else key
             raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
+    return found
 
 
 def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Table:
     """A table as written in YAML (an axis, a list of axes or null) as tuples, every name checked."""
-    found = found or {}
-    _known(found, allowed, where, place)
     table = {}
-    for axis, to in found.items():
+    for axis, to in _known(found, allowed, where, place).items():
         mesh_axes = tuple(to) if isinstance(to, list | tuple) else () if to is None else (to,)
         for mesh_axis in mesh_axes:
             if mesh_axis not in MESH_AXES:

@@ -15,7 +15,7 @@ class TrainConfig:
             `final_learning_rate` times the peak at the last step.
         weight_decay: decoupled, on matrices and tables; never on norms, biases, layer scales and CLS.
         beta1, beta2, eps: of AdamW. clip_norm: bound on the global norm of the gradient.
-        seed: of everything random in the run: drop-path and the order of samples.
+        seed: of everything random in the run, drop-path and the order of samples; below 2**63.
         log_every: steps between progress reports.
     """
 
@@ -41,6 +41,8 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.seed >= 2**63:
+            raise ValueError(f"TrainConfig.seed is {self.seed}; it must be below 2**63")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,17 @@ class DataRecipe:
     max_tiles: int | None = None
     thumbnail: bool | None = None
     weighting: Literal["token", "sample", "square"] = "square"
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "tokens", "tiles", "segments", "min_tiles", "max_tiles"):
+            value, least = getattr(self, name), 0 if name == "tiles" else 1
+            if value is not None and value < least:
+                raise ValueError(f"DataRecipe.{name} is {value}; it must be at least {least}")
+        if self.min_tiles is not None and self.max_tiles is not None and self.min_tiles > self.max_tiles:
+            raise ValueError(
+                f"DataRecipe.min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}; "
+                "valid: min_tiles <= max_tiles"
+            )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
     checkpoint = output / "checkpoint"
     if checkpoint.exists():
         raise ValueError(f"output {output} already holds a checkpoint; choose another directory or remove it")
-    plan = ShardingPlan.read(recipe.sharding.plan, **recipe.sharding.mesh)
+    plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
     processor = adapt(processor, recipe.data)
     if recipe.data.tokens > model.config.decoder.max_positions:

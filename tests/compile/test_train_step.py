@@ -22,7 +22,7 @@ def test_compiles_and_fits_v5e_4x4(libtpu, mesh):
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    plan = ShardingPlan.read("fsdp_tensor", **mesh)
+    plan = ShardingPlan.read("fsdp_tensor", mesh)
     mesh = plan.make_mesh(list(topology.devices))
     config = InternVLConfig.preset("InternVL3-1B")
     graphdef, params = abstract_model(config, plan, mesh, param_dtype="float32", dtype="bfloat16")

@@ -82,12 +82,41 @@ def test_a_missing_field_is_named(place):
         ("downsample_ratio", 0.4, "downsample_ratio is 0.4; it must be one over a whole number, as 0.5"),
         ("text_config.num_key_value_heads", 4, "DecoderConfig.heads is 14; it must be a multiple of kv_heads"),
         ("text_config.rope_parameters", {"rope_type": "yarn"}, "text_config.rope type is 'yarn'; supported: default"),
+        ("vision_config.drop_path_rate", "x", "vision_config.drop_path_rate is 'x'; it must be a finite number"),
+        ("vision_config.layer_norm_eps", float("nan"), "vision_config.layer_norm_eps is nan; it must be a finite"),
+        ("vision_config.initializer_range", 10**400, "it must be a finite number"),
+        ("vision_config.image_size", [[32], [32]], "vision_config.image_size is [[32], [32]]; it must be one whole"),
+        ("vision_config.image_size", [], "vision_config.image_size is []; it must be one whole number or two equal"),
+        ("vision_config.use_qk_norm", "no", "vision_config.use_qk_norm is 'no'; it must be true or false"),
+        ("vision_config.attention_bias", "x", "vision_config.attention_bias is 'x'; it must be true or false"),
+        ("text_config.head_dim", 32.0, "text_config.head_dim is 32.0; it must be a whole number of at least 1"),
+        ("text_config.rms_norm_eps", "1e-6", "text_config.rms_norm_eps is '1e-6'; it must be a finite number"),
+        ("text_config.rope_scaling", 3, "text_config.rope_scaling is 3; it must be a JSON object"),
+        ("text_config.rope_parameters", "x", "text_config.rope_parameters is 'x'; it must be a JSON object"),
+        ("text_config.rope_parameters", {"rope_theta": "x"}, "text_config.rope_theta is 'x'; it must be a finite"),
+        ("text_config.rope_parameters", {"factor": []}, "text_config.factor is []; it must be a finite number"),
+        ("tie_word_embeddings", "false", "tie_word_embeddings is 'false'; it must be true or false"),
+        ("downsample_ratio", True, "downsample_ratio is True; it must be a finite number"),
     ],
 )
 def test_an_unsupported_value_is_named(place, value, message):
     with pytest.raises(ValueError) as error:
         from_hf(edited(place, value), "some/config.json")
     assert message in str(error.value) and "some/config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["drop_path_rate", "layer_scale_init_value", "initializer_range"])
+def test_null_is_no_number(name):
+    fields = copy.deepcopy(FIELDS)
+    fields["vision_config"][name] = None
+    with pytest.raises(ValueError, match=f"vision_config.{name} is None; it must be a finite number"):
+        from_hf(fields)
+
+
+def test_head_dim_may_be_left_to_the_width():
+    fields = copy.deepcopy(FIELDS)
+    fields["text_config"]["head_dim"] = None
+    assert from_hf(fields) == from_hf(edited("text_config.head_dim")) == from_hf(FIELDS)
 
 
 def test_rope_is_found_in_either_place():
@@ -110,9 +139,12 @@ def test_tying_is_read_from_outside_first(outer, inner, tied):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; a checkpoint directory holds"):
         read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        read_config(tmp_path)
+    for content in (b"{", b'{"model_type": "\xe9"}', b"[" * 100_000):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+            read_config(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"config\.json is not a directory; a checkpoint is one"):
+        read_config(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config\.json: the file is \[\]; it must be a JSON object"):
         read_config(tmp_path)

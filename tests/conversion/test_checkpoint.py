@@ -36,7 +36,7 @@ def test_saved_and_loaded_again(model, directory, tmp_path):
 
 
 def test_a_plan_with_a_padded_vocabulary(model, directory, tmp_path):
-    plan = ShardingPlan.read("fsdp_tensor", fsdp=2, tensor=2)
+    plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2, "tensor": 2})
     sharded = load(directory, plan=plan)
     assert sharded.params["decoder"]["embed"]["table"].shape[0] == 102 > model.config.decoder.vocab
     batch = empty_batch(2, 12, 2, 1, 28)

@@ -196,8 +196,10 @@ def test_damaged_bytes_give_an_image_or_a_value_error(tmp_path_factory, data):
 def test_missing_file_and_wrong_type(tmp_path):
     with pytest.raises(ValueError, match="none.png: no such image file"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="must be given as a path or as a PIL image"):
-        open_image(3)
+    for source in (np.zeros((4, 4, 3), np.uint8), None, 3):
+        told = f"^image of type {type(source).__name__}: an image must be given as a path or as a PIL image$"
+        with pytest.raises(ValueError, match=told):
+            open_image(source)
     with pytest.raises(ValueError, match="0 x 4"):
         tile_image(Image.new("RGB", (0, 4)), 28, 1, 6, True)
     with pytest.raises(ValueError, match="min_tiles is 3 and max_tiles 2"):

@@ -57,6 +57,7 @@ def test_root(tmp_path):
         ({"conversations": [{"from": [], "value": "x"}]}, r"\[0\].from is \[\]; valid"),
         ({"conversations": [*TALK, {"from": "gpt", "value": 7}]}, r"\[2\].value is 7; it must be a string"),
         ({"conversations": [*TALK, {"from": "system", "value": "x"}]}, "only the first turn may be"),
+        ({"conversations": [{"from": "human", "value": "caf\udce9"}]}, r"lone surrogate '\\udce9' at character 3"),
         ({"image": 3, "conversations": TALK}, "'image' is 3; it must be a path or a list of paths"),
         ({"image": ["a", ""], "conversations": TALK}, "it must be a path or a list of paths"),
         ({"image": "../a.png", "conversations": TALK}, "'../a.png' leaves the root"),

@@ -151,6 +151,26 @@ def test_faulty_prompts_and_images_are_named(plain, tmp_path):
         Message("gpt", "x")
 
 
+def test_text_that_is_not_unicode_is_named():
+    with pytest.raises(ValueError, match=r"text of the user message has the lone surrogate '\\udce9' at character 3"):
+        Message("user", "caf\udce9")
+
+
+def test_the_own_system_message_is_checked(plain):
+    with pytest.raises(ValueError, match=r"the system turn contains the special token <\|im_end\|> literally"):
+        dataclasses.replace(plain, template=ChatTemplate("Be<|im_end|>brief."))
+
+
+def test_tokens_past_the_vocabulary_are_named(plain):
+    assert plain.vocab == len(plain.tokenizer)
+    talk = sample(("u", "Hi"), ("a", "7"), where="a:1")
+    smaller = dataclasses.replace(plain, vocab=plain.tokenizer.id("<|im_end|>"))
+    largest = max(plain.encode(talk).tokens)
+    told = rf"^a:1: the token '<\|im_\w+\|>' has the id {largest} in .*tokenizer.json, .* before {smaller.vocab}"
+    with pytest.raises(ValueError, match=told):
+        smaller.encode(talk)
+
+
 def test_bos_stands_once_in_front(trained, tokenizer):
     bos = tokenizer.id("<|endoftext|>")
     with_bos = Processor(type(tokenizer)(trained, bos_id=bos), ChatTemplate(), 56, 4)

@@ -69,6 +69,53 @@ def test_a_character_cut_off_by_the_limit_is_shown_as_such(chat, answering):
     assert chat.ask("How many?").startswith("ok") and chat.ask("How many?").endswith("\ufffd")
 
 
+def test_pieces_are_never_empty_nor_decoded_from_the_beginning(chat, answering, monkeypatch):
+    tokenizer = chat.processor.tokenizer
+    text = "one two 🙂 three 位 " * 20
+    tokens = [tokenizer.id("<img>"), *tokenizer.encode(text)]
+    answering(tokens)
+    seen, decode = [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: seen.append(len(ids)) or decode(ids))
+    pieces = list(chat.stream("How many?"))
+    assert "".join(pieces) == text and all(pieces)
+    assert max(seen) < 16 < len(tokens)
+
+
+def test_a_leading_space_is_kept_where_the_decoder_drops_the_first(chat, answering, monkeypatch):
+    """As SentencePiece's decoders do."""
+    words = ["▁one", "▁two", "s", "", "▁three"]
+    answering(range(len(words)))
+
+    def decode(ids):
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    monkeypatch.setattr(chat.processor.tokenizer, "decode", decode)
+    monkeypatch.setattr(chat.processor.tokenizer, "eos_ids", ())
+    assert list(chat.stream("How many?")) == ["one", " two", "s", " three"]
+
+
+def test_one_image_needs_no_list(chat, picture):
+    expected = chat.ask("How many?", [picture], max_new_tokens=4)
+    for image in (picture, str(picture), Image.open(picture)):
+        assert chat.ask("How many?", image, max_new_tokens=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "tokens", "message"),
+    [
+        (None, 8, "the question is of type NoneType; it must be a str"),
+        (b"Who?", 8, "the question is of type bytes"),
+        ("Who?", 0, "max_new_tokens is 0; it must be a whole number of at least 1"),
+        ("Who?", 2.5, "max_new_tokens is 2.5; it must be"),
+        ("Who?", True, "max_new_tokens is True; it must be"),
+        ("caf\udce9", 8, "text of the user message has the lone surrogate"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(question, tokens, message, chat):
+    with pytest.raises(ValueError, match=message):
+        chat.ask(question, max_new_tokens=tokens)
+
+
 @pytest.mark.parametrize("question", ["", "  \n"])
 def test_an_empty_question_alone_is_refused(question, chat):
     with pytest.raises(ValueError, match="the question is empty and there is no image"):
@@ -118,7 +165,8 @@ def test_the_command_answers(chat, picture, capsys):
         (["DIR", "What?", "--temprature", "1"], 2, "unrecognized arguments: --temprature"),
         (["DIR", "What?", "--temperature", "warm"], 2, "invalid float value: 'warm'"),
         (["DIR", "What?", "--top-p", "2"], 1, "top_p is 2.0; it must be above 0 and at most 1"),
-        (["DIR", "What?", "--max-new-tokens", "0"], 1, "max_new_tokens is 0; it must be at least 1"),
+        (["DIR", "What?", "--max-new-tokens", "0"], 1, "max_new_tokens is 0; it must be a whole number of at least 1"),
+        (["PICTURE", "What?"], 1, "a.png is not a directory; a checkpoint is one"),
         (["nowhere", "What?"], 1, "nowhere/config.json does not exist"),
         (["DIR", "<image>?"], 1, "1 <image> placeholders for 0 images"),
     ],

@@ -132,6 +132,6 @@ def test_what_cannot_be_generated(generator):
         generator.generate(PROMPTS, 0, ())
     with pytest.raises(ValueError, match="the prompt has 70 tokens and the answer may have 32700; .* 32768 positions"):
         generator.generate(PROMPTS, 32_700, ())
-    plan = ShardingPlan.read("fsdp_tensor", fsdp=2)
+    plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2})
     with pytest.raises(ValueError, match="generation runs on one device, and plan 'fsdp_tensor' has 2; .* 'single'"):
         Generator(Model.init(CONFIG, plan))

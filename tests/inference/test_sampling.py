@@ -35,6 +35,7 @@ def reference(logits, sampling):
         Sampling(2.0, top_k=5),
         Sampling(1.0, top_k=1),
         Sampling(1.0, top_k=100),
+        Sampling(1.0, top_k=2**40),
         Sampling(1.0, top_p=0.7),
         Sampling(1.5, top_k=8, top_p=0.8),
         Sampling(1.0, top_p=1e-6),
@@ -68,6 +69,10 @@ def test_the_key_decides_and_rows_draw_apart():
     ("fields", "message"),
     [
         ({"temperature": -1}, "temperature is -1; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be at least 0 .* and finite"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"seed": -1}, r"seed is -1; it must be at least 0 and below 2\*\*63"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be"),
         ({"top_k": -2}, "top_k is -2; it must be at least 0"),
         ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),

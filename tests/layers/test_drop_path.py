@@ -33,6 +33,6 @@ def test_samples_are_kept_or_dropped_whole(rate):
 
 
 def test_the_draw_depends_on_the_key_and_not_on_the_mesh():
-    plan = ShardingPlan.read("fsdp_tensor", fsdp=8)
+    plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 8})
     np.testing.assert_array_equal(drawn(ShardingPlan(), 0.3, 1, 64), drawn(plan, 0.3, 1, 64))
     assert (drawn(plan, 0.3, 1, 64) != drawn(plan, 0.3, 2, 64)).any()

@@ -43,7 +43,7 @@ def test_number_of_parameters(size):
 @pytest.mark.parametrize("size", PRESETS)
 def test_every_size_fits_a_mesh(size):
     """Every parameter divides, and the large ones are all spread over the eight devices."""
-    for path, leaf in leaves(size, ShardingPlan.read("fsdp_tensor", fsdp=4, tensor=2)).items():
+    for path, leaf in leaves(size, ShardingPlan.read("fsdp_tensor", {"fsdp": 4, "tensor": 2})).items():
         held = math.prod(leaf.sharding.shard_shape(leaf.shape))
         assert held == math.prod(leaf.shape) / 8 or held < 2e7, path
 

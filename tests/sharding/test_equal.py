@@ -45,7 +45,7 @@ def trimmed(params):
 @cache
 def everything(name):
     """Fresh parameters, logits, and the loss, gradients and parameters of one training step with drop-path."""
-    plan = ShardingPlan.read("fsdp_tensor", **MESHES[name]) if name else ShardingPlan()
+    plan = ShardingPlan.read("fsdp_tensor", MESHES[name]) if name else ShardingPlan()
     model = Model.init(CONFIG, plan, seed=1)
     batch = random_batch(8, [(20, 1), (17, 1)], length=40, tiles=2)
     found = {"fresh": trimmed(model.params), "logits": np.asarray(model(batch))}
@@ -108,7 +108,7 @@ def test_one_step_of_adamw(one_device, sharded):
 
 
 def test_key_and_value_heads_are_replicated_where_they_do_not_divide():
-    plan = ShardingPlan.read("fsdp_tensor", tensor=8)
+    plan = ShardingPlan.read("fsdp_tensor", {"tensor": 8})
     model = Model.init(CONFIG, plan)
     attention = model.params["decoder"]["layers"]["attention"]
     assert attention["k"]["kernel"].sharding.spec == P(None, "fsdp", None, None)
@@ -118,7 +118,7 @@ def test_key_and_value_heads_are_replicated_where_they_do_not_divide():
 def test_a_checkpoint_loads_alike_under_a_plan(tmp_path):
     source = Model.init(CONFIG, seed=2)
     save(source, tmp_path / "checkpoint")
-    model = load(tmp_path / "checkpoint", plan=ShardingPlan.read("fsdp_tensor", fsdp=4, tensor=2))
+    model = load(tmp_path / "checkpoint", plan=ShardingPlan.read("fsdp_tensor", {"fsdp": 4, "tensor": 2}))
     assert model.params["decoder"]["embed"]["table"].shape[0] == 302
     expected = flatten_dict(source.params, sep="/")
     for path, found in trimmed(model.params).items():

@@ -16,7 +16,7 @@ SHIPPED = sorted(file.stem for file in PLAN_DIRECTORY.glob("*.yaml"))
 
 def read(tmp_path, text, **mesh):
     (tmp_path / "mine.yaml").write_text(text)
-    return ShardingPlan.read(tmp_path / "mine.yaml", **mesh)
+    return ShardingPlan.read(tmp_path / "mine.yaml", mesh)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def read(tmp_path, text, **mesh):
         ("mesh: {fsdp: 0}", "mesh.fsdp is 0; it must be a whole number of at least 1"),
         ("mesh: {fsdp: 2.0}", "mesh.fsdp is 2.0; it must be a whole number"),
         ("decoder: {weights: {embed: fsdp}}", "unknown 'decoder.weights'; known there: parameters, activations"),
-        ("decoder: {parameters: {width: fsdp}}", "unknown 'decoder.parameters.width'; known there: layers, embed"),
+        ("decoder: {parameters: {width: fsdp}}", "unknown 'decoder.parameters.width'; known there: embed, heads"),
         ("decoder: {parameters: {batch: fsdp}}", "unknown 'decoder.parameters.batch'"),
         ("vision: {activations: {tiles: dp}}", "vision.activations.tiles goes to 'dp'; mesh axes are data, stage"),
         ("vision: {parameters: {embed: [fsdp, fsdp]}}", "vision.parameters.embed names a mesh axis twice"),
@@ -36,18 +36,39 @@ def read(tmp_path, text, **mesh):
         ("decoder: fsdp", "decoder is 'fsdp'; it must be a table of parameters, activations"),
         ("mesh: [fsdp, 2]", "mesh is ['fsdp', 2]; it must be a table of data, stage"),
         ("vision: {parameters: {embed: 2}}", "vision.parameters.embed goes to 2; mesh axes are data"),
-        ("mesh: {fsdp: 2", "is not valid YAML"),
+        ("mesh: {2: 2}", "unknown 'mesh.2'; known there: data"),
+        ("mesh: {self: 2}", "unknown 'mesh.self'; known there: data"),
+        ("vision: 0", "vision is 0; it must be a table of parameters, activations"),
+        ("remat: 0", "remat is 0; it must be a table of vision, decoder"),
+        ("decoder: {parameters: false}", "decoder.parameters is False; it must be a table"),
+        ("name: 3", "name is 3; it must be text"),
+        ("0", "the plan is 0; it must be a table"),
+        ("name: x\nmesh: {fsdp: 2", "is not valid YAML at line 2: expected ',' or '}'"),
+        ("name: 2026-13-45", "is not valid YAML: month must be in 1..12"),
+        ("[" * 10_000, "is not valid YAML: maximum recursion depth exceeded"),
     ],
 )
 def test_faults_of_a_file(text, message, tmp_path):
     with pytest.raises(ValueError) as error:
         read(tmp_path, text)
-    assert message in str(error.value) and "mine.yaml" in str(error.value)
+    assert message in str(error.value) and "mine.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_that_holds_no_table(tmp_path):
     with pytest.raises(ValueError, match=r"mine.yaml: the plan is \['fsdp'\]; it must be a table"):
         read(tmp_path, "- fsdp")
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(ValueError, match=r"mine.yaml is not UTF-8 text"):
+        ShardingPlan.read(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("axis", ["name_or_file", "cls", "self", "where", "mesh", 3])
+def test_mesh_axes_of_any_name_are_told(axis):
+    with pytest.raises(ValueError, match=f"unknown 'mesh.{axis}'; known there: data, stage"):
+        ShardingPlan.read("fsdp_tensor", {axis: 2})
 
 
 def test_a_plan_that_does_not_exist_lists_those_that_do():
@@ -60,7 +81,7 @@ def test_shipped_plans_read_and_are_hashable(name):
     plan = ShardingPlan.read(name)
     assert plan.name == name and plan.devices == 1
     assert hash(plan.decoder) == hash(ShardingPlan.read(name).decoder)
-    larger = ShardingPlan.read(name, fsdp=4, tensor=2)
+    larger = ShardingPlan.read(name, {"fsdp": 4, "tensor": 2})
     assert (larger.mesh_shape, larger.devices) == ((1, 1, 4, 1, 2), 8)
     mesh = larger.make_mesh()
     assert mesh.axis_names == ("data", "stage", "fsdp", "context", "tensor") and mesh.devices.size == 8
@@ -68,7 +89,7 @@ def test_shipped_plans_read_and_are_hashable(name):
 
 def test_too_few_devices():
     with pytest.raises(ValueError, match=r"needs 32 devices \(fsdp 16 x tensor 2\); there are 8"):
-        ShardingPlan.read("fsdp_tensor", fsdp=16, tensor=2).make_mesh()
+        ShardingPlan.read("fsdp_tensor", {"fsdp": 16, "tensor": 2}).make_mesh()
 
 
 def abstract(config, plan):
@@ -87,7 +108,7 @@ def test_a_mesh_axis_used_twice_by_one_parameter(tmp_path):
 def test_a_dimension_that_does_not_divide():
     config = changed(decoder={"mlp": 129})
     with pytest.raises(ValueError) as error:
-        abstract(config, ShardingPlan.read("fsdp_tensor", tensor=2))
+        abstract(config, ShardingPlan.read("fsdp_tensor", {"tensor": 2}))
     assert "has mlp = 129, which does not divide over tensor = 2; sizes that would work: 1, 3, 43, 129" in str(
         error.value
     )
@@ -95,14 +116,14 @@ def test_a_dimension_that_does_not_divide():
 
 def test_25_heads_divide_only_where_the_plan_leaves_them_alone(tmp_path):
     config = InternVLConfig.preset("InternVL3-38B")
-    abstract(config, ShardingPlan.read("fsdp_tensor", fsdp=4, tensor=2))
+    abstract(config, ShardingPlan.read("fsdp_tensor", {"fsdp": 4, "tensor": 2}))
     coupled = read(tmp_path, "vision: {parameters: {heads: [tensor]}}", tensor=2)
     with pytest.raises(ValueError, match="heads = 25, which does not divide over tensor = 2; .* 1, 5, 25"):
         abstract(config, coupled)
 
 
 def test_rows_and_tiles_must_divide():
-    plan = ShardingPlan.read("fsdp_tensor", fsdp=4, tensor=2)
+    plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 4, "tensor": 2})
     mesh = plan.make_mesh()
     with pytest.raises(ValueError, match=r"tokens has batch = 6, which does not divide over data x fsdp = 4"):
         place_batch(random_batch(6, [(8, 1)], length=8, tiles=4), plan, mesh)
@@ -112,12 +133,12 @@ def test_rows_and_tiles_must_divide():
 
 @pytest.mark.parametrize(("tensor", "rows"), [(1, 301), (2, 302), (8, 304)])
 def test_the_vocabulary_is_padded_up(tensor, rows):
-    _, leaves = abstract(CONFIG, ShardingPlan.read("fsdp_tensor", tensor=tensor))
+    _, leaves = abstract(CONFIG, ShardingPlan.read("fsdp_tensor", {"tensor": tensor}))
     assert leaves["decoder"]["embed"]["table"].shape[0] == leaves["decoder"]["head"]["kernel"].shape[1] == rows
 
 
 def test_key_and_value_heads_stay_where_they_divide():
-    plan = ShardingPlan.read("fsdp_tensor", tensor=4)
+    plan = ShardingPlan.read("fsdp_tensor", {"tensor": 4})
     assert plan.for_heads(4) == plan
     assert "kv_heads" not in plan.for_heads(2).decoder.parameters
     assert plan.for_heads(2).vision == plan.vision
