@@ -6,7 +6,7 @@ fresh models and test expectations, and is never a silent default for a file tha
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 ROPE_TYPES = ("default", "dynamic")
 
@@ -188,8 +188,8 @@ class InternVLConfig:
         """Visual tokens of one tile; 256 for every published size."""
         return (self.vision.grid // self.projector.downsample) ** 2
 
-    @classmethod
-    def preset(cls, name: str) -> Self:
+    @staticmethod
+    def preset(name: str) -> "InternVLConfig":
         """A published size, e.g. `InternVL3-1B`.
 
         Raises:
@@ -197,8 +197,7 @@ class InternVLConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"no size is named {name!r}; the published sizes are {', '.join(PRESETS)}")
-        vision, decoder, image_token_id = PRESETS[name]
-        return cls(vision, ProjectorConfig(), decoder, image_token_id)
+        return PRESETS[name]
 
 
 _VIT_300M = VisionConfig(layers=24, width=1024, heads=16, mlp=4096)
@@ -219,31 +218,34 @@ def _qwen(layers: int, width: int, heads: int, kv_heads: int, mlp: int) -> Decod
     return dataclasses.replace(_QWEN, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=128, mlp=mlp)
 
 
-# The published sizes (InternVL3, arXiv 2504.10479, table 1, and the released configs): vision, decoder, image token.
-# The 9B's decoder is InternLM3: no biases, its own rope. Its vocabulary is InternLM3's 128,512 rows and the nine
-# multimodal tokens, of which the image token is the third; a checkpoint's own files overrule both figures.
-PRESETS: dict[str, tuple[VisionConfig, DecoderConfig, int]] = {
-    "InternVL3-1B": (_VIT_300M, _QWEN, 151667),
-    "InternVL3-2B": (_VIT_300M, _qwen(28, 1536, 12, 2, 8960), 151667),
-    "InternVL3-8B": (_VIT_300M, _qwen(28, 3584, 28, 4, 18944), 151667),
-    "InternVL3-9B": (
-        _VIT_300M,
-        DecoderConfig(
-            layers=48,
-            width=4096,
-            heads=32,
-            kv_heads=2,
-            head_dim=128,
-            mlp=10240,
-            vocab=128521,
-            rope_theta=5e7,
-            rope_scaling=RopeScaling("dynamic", 6.0),
-            norm_eps=1e-5,
-            qkv_bias=False,
-        ),
-        128514,
-    ),
-    "InternVL3-14B": (_VIT_300M, _qwen(48, 5120, 40, 8, 13824), 151667),
-    "InternVL3-38B": (_VIT_6B, _qwen(64, 5120, 40, 8, 27648), 151667),
-    "InternVL3-78B": (_VIT_6B, _qwen(80, 8192, 64, 8, 29568), 151667),
+# InternLM3, of the 9B: no biases, its own rope. Its vocabulary is InternLM3's 128,512 rows and the nine multimodal
+# tokens, of which the image token is the third; a checkpoint's own files overrule both figures.
+_INTERNLM3 = DecoderConfig(
+    layers=48,
+    width=4096,
+    heads=32,
+    kv_heads=2,
+    head_dim=128,
+    mlp=10240,
+    vocab=128521,
+    rope_theta=5e7,
+    rope_scaling=RopeScaling("dynamic", 6.0),
+    norm_eps=1e-5,
+    qkv_bias=False,
+)
+
+
+def _size(vision: VisionConfig, decoder: DecoderConfig, image_token_id: int = 151667) -> InternVLConfig:
+    return InternVLConfig(vision, ProjectorConfig(), decoder, image_token_id)
+
+
+# The published sizes: InternVL3, arXiv 2504.10479, table 1, and the released configs.
+PRESETS: dict[str, InternVLConfig] = {
+    "InternVL3-1B": _size(_VIT_300M, _QWEN),
+    "InternVL3-2B": _size(_VIT_300M, _qwen(28, 1536, 12, 2, 8960)),
+    "InternVL3-8B": _size(_VIT_300M, _qwen(28, 3584, 28, 4, 18944)),
+    "InternVL3-9B": _size(_VIT_300M, _INTERNLM3, 128514),
+    "InternVL3-14B": _size(_VIT_300M, _qwen(48, 5120, 40, 8, 13824)),
+    "InternVL3-38B": _size(_VIT_6B, _qwen(64, 5120, 40, 8, 27648)),
+    "InternVL3-78B": _size(_VIT_6B, _qwen(80, 8192, 64, 8, 29568)),
 }

@@ -58,6 +58,10 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not 0 < self.examination <= 1:
             raise ValueError(f"DemoConfig.examination is {self.examination}; it must be above 0 and at most 1")
+        for name in ("rows", "tokens", "max_tiles"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DemoConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        _ = self.train  # refused before anything is removed or trained
 
     @property
     def train(self) -> TrainConfig:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ivl3_jax.config import PRESETS, InternVLConfig
+from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.checkpoint import load, save
 from ivl3_jax.data.jsonl import read_jsonl
 from ivl3_jax.data.loader import batches, prefetch
@@ -74,7 +74,7 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
         processor = Processor.from_directory(recipe.checkpoint)
     else:
         assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
-        config = InternVLConfig.preset(recipe.size) if recipe.size in PRESETS else read_config(recipe.size)
+        config = read_config(recipe.size) if Path(recipe.size).is_dir() else InternVLConfig.preset(recipe.size)
         processor = Processor.from_directory(recipe.tokenizer, config=config)
         model = Model.init(config, plan, seed=seed, param_dtype=recipe.param_dtype)
         model = dataclasses.replace(model, source=Path(recipe.tokenizer))
