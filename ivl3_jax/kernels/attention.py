@@ -67,26 +67,3 @@ def attention(
         check_vma=False,
     )
     return run(reshard(q, layout), k, v, *segments_in)
-
-
-def decode_attention(q: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> jax.Array:
-    """A few new queries of each row against its cache; the last query stands at position lengths - 1.
-
-    Args:
-        q: [B, S, N, H], the positions lengths - S .. lengths - 1.
-        keys, values: [B, C, K, H]; what lies at or past `lengths` is not looked at.
-        lengths: int32 [B].
-
-    Returns:
-        [B, S, N, H] in q's dtype.
-    """
-    B, S, N, H = q.shape
-    K = keys.shape[2]
-    accumulate = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(B, S, K, N // K, H)
-    scores = jnp.einsum("bskgh,bckh->bkgsc", grouped, keys.astype(q.dtype), preferred_element_type=accumulate) * H**-0.5
-    place = lengths[:, None] - S + jnp.arange(S)
-    seen = jnp.arange(keys.shape[1]) <= place[:, :, None]
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
-    y = jnp.einsum("bkgsc,bckh->bskgh", weights, values.astype(q.dtype), preferred_element_type=accumulate)
-    return y.reshape(B, S, N, H).astype(q.dtype)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ivl3_jax.kernels.attention import attention, decode_attention
+from ivl3_jax.kernels.attention import attention
+from ivl3_jax.kernels.decoding import Cache, append, decode_attention
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import normal
@@ -70,23 +71,17 @@ class Attention(nnx.Module):
         y = attention(q, k, v, segment_ids=segment_ids, causal=self.causal, layout=layout, kv_layout=kv_layout)
         return self.out(y, *self.out_axes), (k, v)
 
-    def step(
-        self, x: jax.Array, rope: Rope | None, cache: KeysValues, lengths: jax.Array
-    ) -> tuple[jax.Array, KeysValues]:
+    def step(self, x: jax.Array, rope: Rope | None, cache: Cache, lengths: jax.Array) -> tuple[jax.Array, Cache]:
         """One new position a row against a cache.
 
         Args:
             x: [B, 1, D]. rope: tables of the new positions.
-            cache: keys and values [B, C, K, H] with room for at least one more.
+            cache: with room for at least one more.
             lengths: int32 [B], filled positions of each row; the new one is written there.
 
         Returns:
             [B, 1, D] and the cache with the new position.
         """
         q, k, v = self.project(x, rope)
-        rows = jnp.arange(x.shape[0])
-        keys, values = (
-            full.at[rows, lengths].set(new[:, 0].astype(full.dtype)) for full, new in zip(cache, (k, v), strict=True)
-        )
-        y = decode_attention(q, keys, values, lengths + 1)
-        return self.out(y, *self.out_axes), (keys, values)
+        cache = append(cache, k, v, lengths)
+        return self.out(decode_attention(q, cache, lengths + 1), *self.out_axes), cache

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.sharding import reshard
 
 from ivl3_jax.config import DecoderConfig
+from ivl3_jax.kernels.decoding import Cache, new_cache
 from ivl3_jax.layers import stack
 from ivl3_jax.layers.attention import Attention, KeysValues
 from ivl3_jax.layers.linear import Linear
@@ -65,7 +66,7 @@ class Block(nnx.Module):
         y, keys_values = self.attention(self.inside(tap("norm1", self.norm1(x))), rope, segment_ids)
         return self.feed_forward(x + tap("attention", y)), keys_values
 
-    def step(self, x: jax.Array, rope: Rope, cache: KeysValues, lengths: jax.Array) -> tuple[jax.Array, KeysValues]:
+    def step(self, x: jax.Array, rope: Rope, cache: Cache, lengths: jax.Array) -> tuple[jax.Array, Cache]:
         """One new position x [B, 1, D] against the cache, see `Attention.step`."""
         y, cache = self.attention.step(self.norm1(x), rope, cache, lengths)
         return self.feed_forward(x + y), cache
@@ -116,23 +117,22 @@ class Decoder(nnx.Module):
 
     def prefill(
         self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, capacity: int
-    ) -> tuple[jax.Array, list[KeysValues]]:
+    ) -> tuple[jax.Array, list[Cache]]:
         """As `__call__` for layers that were taken apart, and fills a cache with room for `capacity` positions.
 
         Returns:
-            Hidden states [B, S, D] before the final norm, and keys and values [B, capacity, K, H] of each layer.
+            Hidden states [B, S, D] before the final norm, and the cache of each layer.
         """
         rope = self.rope(positions, x.dtype)
-        room = [(0, 0), (0, capacity - x.shape[1]), (0, 0), (0, 0)]
         cache = []
         for layer in self.layers:
             x, keys_values = layer(x, rope, segment_ids)
-            cache.append(tuple(jnp.pad(new, room) for new in keys_values))
+            cache.append(new_cache(*keys_values, capacity))
         return x, cache
 
     def step(
-        self, x: jax.Array, positions: jax.Array, cache: list[KeysValues], lengths: jax.Array
-    ) -> tuple[jax.Array, list[KeysValues]]:
+        self, x: jax.Array, positions: jax.Array, cache: list[Cache], lengths: jax.Array
+    ) -> tuple[jax.Array, list[Cache]]:
         """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
         rope = self.rope(positions, x.dtype)
         extended = []
