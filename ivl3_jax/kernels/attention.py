@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec, reshard
+from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import chunked_attention, oracle
+from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {"oracle": oracle.attention, "chunked": chunked_attention.attention}
 DEFAULT = "chunked"
@@ -42,13 +43,12 @@ def attention(
     name = implementation or DEFAULT
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
-    sequence, heads = layout[1], layout[2]
-    if heads is not None and kv_layout[2] is None:
+    sequence, heads = in_use(layout)[1:3]
+    if heads is not None and in_use(kv_layout)[2] is None:
         # Each shard of the query heads needs its own kv heads out of the replicated ones.
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
         kv_layout = PartitionSpec(kv_layout[0], None, heads, None)
-    k, v = reshard(k, kv_layout), reshard(v, kv_layout)
-    rows = PartitionSpec(layout[0], sequence)
+    rows = PartitionSpec(layout[0], layout[1])
 
     def local(q, k, v, segments):
         offset = 0 if sequence is None else jax.lax.axis_index(sequence) * q.shape[1]
@@ -59,11 +59,10 @@ def attention(
                 everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
         return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset)
 
-    segments_in = () if segment_ids is None else (reshard(segment_ids, rows),)
-    run = jax.shard_map(
+    segments_in = () if segment_ids is None else (segment_ids,)
+    run = on_shards(
         (lambda q, k, v: local(q, k, v, None)) if segment_ids is None else local,
         in_specs=(layout, kv_layout, kv_layout, *(rows for _ in segments_in)),
         out_specs=layout,
-        check_vma=False,
     )
-    return run(reshard(q, layout), k, v, *segments_in)
+    return run(q, k, v, *segments_in)

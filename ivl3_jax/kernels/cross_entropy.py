@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import jax
-from jax.sharding import PartitionSpec, reshard
+from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import chunked_cross_entropy, oracle
+from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "oracle": oracle.cross_entropy,
@@ -42,6 +43,7 @@ def cross_entropy(
     name = implementation or DEFAULT
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"cross-entropy implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    (vocab_axes,) = in_use(PartitionSpec(vocab_axes))
     sharded = {} if name == "oracle" else {"axis": vocab_axes}
     if name == "oracle" and vocab_axes is not None:
         vocab_axes = None  # the oracle sees the whole vocabulary
@@ -51,5 +53,5 @@ def cross_entropy(
         return IMPLEMENTATIONS[name](*flat, vocab=vocab, **sharded).reshape(labels.shape)
 
     x_layout, w_layout = PartitionSpec(*layout, None), PartitionSpec(None, vocab_axes)
-    run = jax.shard_map(local, in_specs=(x_layout, w_layout, layout, layout), out_specs=layout, check_vma=False)
-    return run(reshard(x, x_layout), reshard(w, w_layout), reshard(labels, layout), reshard(weights, layout))
+    run = on_shards(local, in_specs=(x_layout, w_layout, layout, layout), out_specs=layout)
+    return run(x, w, labels, weights)

@@ -1,9 +1,11 @@
 """Dense projections, from and to any number of dimensions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
 from ivl3_jax.sharding.plan import Rules
@@ -37,11 +39,23 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, *axes: str) -> jax.Array:
         """Projects x [*axes, *inputs] to [*axes, *outputs], in x's dtype; `axes` name the leading dimensions."""
-        kernel = reshard(self.kernel[...].astype(x.dtype), self.rules.activation(*self.inputs, *self.outputs))
-        n = len(self.inputs)
-        contraction = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
-        layout = self.rules.activation(*axes, *self.outputs)
-        y = jax.lax.dot_general(x, kernel, (contraction, ((), ())), out_sharding=layout)
+        rules, n = self.rules.activation, len(self.inputs)
+        layout = rules(*axes, *self.outputs)
+        kernel = reshard(self.kernel[...].astype(x.dtype), rules(*self.inputs, *self.outputs))
+        outputs = kernel.shape[n:]
+        # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
+        kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
+        y = jnp.dot(merged(x, x.ndim - n, x.ndim), kernel, out_sharding=PartitionSpec(*layout[: len(axes) + 1]))
+        y = y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
         if hasattr(self, "bias"):
-            y = y + reshard(self.bias[...].astype(x.dtype), self.rules.activation(*self.outputs))
+            y = y + reshard(self.bias[...].astype(x.dtype), rules(*self.outputs))
         return y
+
+
+def merged(x: jax.Array, start: int, stop: int) -> jax.Array:
+    """x with its dimensions start .. stop - 1 made one; of these only the first may be sharded."""
+    if stop - start == 1:
+        return x
+    shape, spec = x.shape, jax.typeof(x).sharding.spec
+    layout = PartitionSpec(*spec[: start + 1], *spec[stop:])
+    return x.reshape(*shape[:start], math.prod(shape[start:stop]), *shape[stop:], out_sharding=layout)

@@ -127,7 +127,8 @@ class Decoder(nnx.Module):
         cache = []
         for layer in self.layers:
             x, keys_values = layer(x, rope, segment_ids)
-            cache.append(new_cache(*keys_values, capacity))
+            k, v = keys_values
+            cache.append(new_cache(k, v, capacity))
         return x, cache
 
     def step(

@@ -64,7 +64,8 @@ class Block(nnx.Module):
 
     def branch(self, y: jax.Array, scale: nnx.Param, rate: jax.Array, key: jax.Array | None) -> jax.Array:
         """A residual branch, scaled and, with a key, dropped for whole tiles."""
-        y = y * reshard(scale[...].astype(y.dtype), self.rules.activation("embed"))
+        # Contracted in the backward pass, where a product that is summed is a scalar loop on the CPU.
+        y = jnp.einsum("tpd,d->tpd", y, reshard(scale[...].astype(y.dtype), self.rules.activation("embed")))
         return y if key is None else drop_path(y, rate, key, self.rules.activation(*AXES, "embed"))
 
 

@@ -12,6 +12,7 @@ from ivl3_jax.layers.taps import tap
 from ivl3_jax.models.decoder import INSIDE, STREAM, Decoder
 from ivl3_jax.models.intern_vit import InternViT
 from ivl3_jax.models.projector import Projector
+from ivl3_jax.sharding.local import on_shards
 from ivl3_jax.sharding.plan import ShardingPlan
 
 
@@ -80,12 +81,11 @@ class InternVL(nnx.Module):
             return x
         layout = self.rules.activation(*STREAM, "embed")
         index = reshard(visual_index, PartitionSpec(layout[0], layout[1]))
-        rows = jax.shard_map(
+        rows = on_shards(
             lambda visual, index: jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1),
             in_specs=(PartitionSpec(layout[0], None, layout[2]), PartitionSpec(layout[0], layout[1])),
             out_specs=layout,
-            check_vma=False,
-        )(reshard(visual, PartitionSpec(layout[0], None, layout[2])), index)
+        )(visual, index)
         return jnp.where((index >= 0)[..., None], rows.astype(x.dtype), x)
 
 

@@ -1,0 +1,3 @@
+"""What an attention kernel's backward pass needs of its forward pass, by name, so that remat policies can keep it."""
+
+SAVED = "attention"  # the output and its log-sum-exp: small beside what it costs to compute them again
