@@ -4,8 +4,8 @@
 
 Random weights are made once by transformers and kept in .cache/benchmarks/1b. Four measures: the ViT on 4 tiles; a
 prefill of 4 tiles and 200 text tokens; loss and gradients of 1 tile and 256 text tokens; decoding, seconds a token.
-Each runs once to warm up (for us that is the compile time shown) and then `--repeat` times, the two sides in turn;
-medians count.
+Each side runs once to warm up (for us that is the compile time shown) and then `--repeat` times; medians count. One
+side after the other, not in turn: a run would pay for the memory that the other side has just given back.
 """
 
 import argparse
@@ -55,10 +55,8 @@ def main() -> None:
         if not name.startswith(arguments.only or ""):
             continue
         method = name.split(",")[0].replace(" + ", "_")
-        compile_seconds = timed(getattr(ours, method))
-        timed(getattr(theirs, method))
-        pairs = [(timed(getattr(theirs, method)), timed(getattr(ours, method))) for _ in range(arguments.repeat)]
-        them, us = (statistics.median(side) for side in zip(*pairs, strict=True))
+        _, them = measured(getattr(theirs, method), arguments.repeat)
+        compile_seconds, us = measured(getattr(ours, method), arguments.repeat)
         if method == "decode":
             them, us = them / NEW_TOKENS, us / NEW_TOKENS
         figures[name] = {"transformers": them, "ivl3_jax": us, "ratio": them / us, "compile": compile_seconds}
@@ -71,6 +69,12 @@ def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     reported = call()
     return reported if isinstance(reported, float) else time.perf_counter() - began
+
+
+def measured(call: Callable[[], object], repeat: int) -> tuple[float, float]:
+    """Seconds of the first call, and the median of `repeat` later ones."""
+    first = timed(call)
+    return first, statistics.median(timed(call) for _ in range(repeat))
 
 
 def make_checkpoint(directory: Path) -> None:
