@@ -46,13 +46,13 @@ class Stage:
 # Sums and comparisons name the digits too, so they teach reading as well.
 ALL_TASKS = {
     ("read", 1): 12,
-    ("read", 2): 14,
-    ("read", 3): 20,
+    ("read", 2): 12,
+    ("read", 3): 26,
     ("count", 1): 1,
     ("count", 2): 2,
     ("count", 3): 2,
     ("add", 2): 8,
-    ("add", 3): 16,
+    ("add", 3): 20,
     ("larger", 1): 8,
     ("larger", 2): 10,
     ("same", 1): 6,
@@ -62,8 +62,8 @@ ALL_TASKS = {
 # A single digit in a single tile shows soonest that looking helps. Then all tasks, still with each picture squeezed
 # into one tile, as its thumbnail would be: most digits for the time. Dynamic tiling at last shows long numbers in full.
 STAGES = (
-    Stage("one digit", 0.05, 1, 6, {("read", 1): 1}),
-    Stage("all tasks, one tile", 0.35, 1, 6, ALL_TASKS),
+    Stage("one digit", 0.05, 1, 5, {("read", 1): 1}),
+    Stage("all tasks, one tile", 0.35, 1, 5, ALL_TASKS),
     Stage("all tasks, dynamic tiling", 1.0, None, 10, ALL_TASKS),
 )
 

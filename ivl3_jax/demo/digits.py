@@ -97,7 +97,7 @@ def compose(split: Split, members: Sequence[int], rng: np.random.Generator, *, l
     gaps = height * rng.uniform(-0.05, 0.3, len(members) - 1)
     row = float(widths.sum() + gaps.sum())
     width = round(row + height * rng.uniform(0.1, 0.5))
-    tall = round(height * rng.choice((1.1, 1.3, 1.7), p=(0.6, 0.25, 0.15)) * rng.uniform(1, 1.1))
+    tall = round(height * rng.choice((1.05, 1.25, 1.6), p=(0.6, 0.25, 0.15)) * rng.uniform(1, 1.1))
     ink = np.zeros((tall, width), np.float32)
     x = rng.uniform(0, width - row)
     y = rng.uniform(0, tall - height)
