@@ -38,7 +38,7 @@ def cross_entropy(
         [B, S] nats, in at least float32; differentiable in x and w.
 
     Raises:
-        ValueError: an unknown implementation, or one that cannot do a sharded vocabulary.
+        ValueError: an unknown implementation.
     """
     name = implementation or DEFAULT
     if name not in IMPLEMENTATIONS:

@@ -21,20 +21,24 @@ class Cache(NamedTuple):
 def new_cache(k: jax.Array, v: jax.Array, capacity: int) -> Cache:
     """A cache that begins with k and v [B, S, K, H], S at most `capacity`."""
     B, S, K, H = k.shape
-    room = ((0, 0), (0, 0), (0, capacity - S))
-    keys = jnp.pad(k.transpose(0, 2, 3, 1).reshape(B * K, H, S), room)
-    values = jnp.pad(v.transpose(0, 2, 1, 3).reshape(B * K, S, H), (*room[::2], room[1]))
+    whole, more = (0, 0), (0, capacity - S)
+    keys = jnp.pad(k.transpose(0, 2, 3, 1).reshape(B * K, H, S), (whole, whole, more))
+    values = jnp.pad(v.transpose(0, 2, 1, 3).reshape(B * K, S, H), (whole, more, whole))
     return Cache(keys, values)
 
 
 def append(cache: Cache, k: jax.Array, v: jax.Array, lengths: jax.Array) -> Cache:
-    """Writes k and v [B, S, K, H] of each row behind its `lengths` filled positions, int32 [B]; donate the cache."""
+    """Writes k and v [B, S, K, H] of each row behind its `lengths` filled positions, int32 [B]; donate the cache.
+
+    There must be room for S more in every row: a write beyond the capacity would move to its end.
+    """
     K = k.shape[2]
     k, v = k.transpose(0, 2, 3, 1).astype(cache.keys.dtype), v.transpose(0, 2, 1, 3).astype(cache.values.dtype)
 
     def write(row: jax.Array, cache: Cache) -> Cache:
-        keys = lax.dynamic_update_slice(cache.keys, k[row], (row * K, 0, lengths[row]))
-        values = lax.dynamic_update_slice(cache.values, v[row], (row * K, lengths[row], 0))
+        first, filled = row * K, lengths[row].astype(row.dtype)
+        keys = lax.dynamic_update_slice(cache.keys, k[row], (first, 0, filled))
+        values = lax.dynamic_update_slice(cache.values, v[row], (first, filled, 0))
         return Cache(keys, values)
 
     return lax.fori_loop(0, k.shape[0], write, cache)

@@ -11,7 +11,7 @@ def in_use(spec: PartitionSpec) -> PartitionSpec:
     sizes = jax.sharding.get_abstract_mesh().shape
 
     def keep(to: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        axes = tuple(axis for axis in ((to,) if isinstance(to, str) else to or ()) if sizes[axis] > 1)
+        axes = tuple(axis for axis in ((to,) if isinstance(to, str) else to or ()) if sizes.get(axis) != 1)
         return axes[0] if len(axes) == 1 else axes or None
 
     return PartitionSpec(*map(keep, spec))

@@ -40,6 +40,13 @@ def test_buckets():
     assert len({bucket(n) for n in range(1025, 2049)}) == 4
 
 
+def test_float64():
+    with jax.enable_x64(True):
+        wide = Model.init(CONFIG, param_dtype="float64", dtype="float64")
+        alone = [Generator(wide).generate([one], 3, ())[0] for one in PROMPTS]
+        assert Generator(wide).generate(PROMPTS, 3, ()) == alone
+
+
 def test_a_cache_gives_what_a_full_pass_gives():
     """Prefill of a part, then step by step: the logits of every position."""
     batch = random_batch(2, [(20, 1)], length=20, tiles=1)

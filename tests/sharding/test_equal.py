@@ -23,6 +23,7 @@ MESHES = {
     "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
     "fsdp 1 x tensor 8": {"tensor": 8},
     "fsdp 8 x tensor 1": {"fsdp": 8},
+    "one device, by its plan": {"fsdp": 1, "tensor": 1},
 }
 CONFIG = changed(vision={"drop_path": 0.3})
 # An epsilon that keeps AdamW from blowing gradients up that are zero but for rounding; no clipping, so that the first
