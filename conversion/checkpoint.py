@@ -4,8 +4,9 @@ from pathlib import Path
 
 import jax
 
+from ivl3_jax.conversion.names import LAYOUTS
 from ivl3_jax.conversion.reader import read_params, resolve_tying
-from ivl3_jax.conversion.writer import write_hf
+from ivl3_jax.conversion.writer import write_params
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.model import Model, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -14,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 
 def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | str | None = None) -> Model:
-    """Opens a checkpoint in transformers' `-hf` layout.
+    """Opens a checkpoint in transformers' `-hf` layout or in the authors' original one.
 
     Args:
         directory: with config.json and safetensors weights.
@@ -38,16 +39,19 @@ def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | s
 
 
 def save(model: Model, directory: str | Path, *, layout: str = "hf", dtype: str | None = None) -> None:
-    """Writes a model as a directory that transformers opens, with the tokenizer and processor files of its source.
+    """Writes a model as a checkpoint directory, with the tokenizer and processor files of its source.
 
     Args:
-        layout: `hf`, the only one so far. dtype: of the file, by default that of the parameters.
+        layout: `hf`, which transformers opens as it is, or `original`, for the authors' remote code.
+        dtype: of the file, by default that of the parameters.
 
     Raises:
         FileExistsError: `directory` exists and is not empty. ValueError: an unknown layout or dtype.
     """
-    if layout != "hf":
-        raise ValueError(f"layout is {layout!r}; 'hf' is the only one that can be written")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    write_hf(model.params, model.config, Path(directory).absolute(), copy_from=model.source, dtype=dtype)
+    write_params(
+        model.params, model.config, Path(directory).absolute(), layout=layout, copy_from=model.source, dtype=dtype
+    )

@@ -4,8 +4,13 @@ A pattern such as `(heads head_dim) embed -> embed heads head_dim` says it for b
 dimensions of the checkpoint's tensor, the right side those of our array; axes in parentheses are merged into one
 dimension, the first varying slowest; `1` is a dimension of size one. Every axis stands on both sides, so each pattern
 is invertible, and a slice of our array is found in a slice of the tensor.
+
+Where a tensor holds several of our arrays, an axis of its first dimension is a window into a longer one:
+`(one:2:3 heads head_dim) embed` is the last third of the rows, `(kv_heads group:0:slots head_dim) embed` the first
+`group` of each kv head's `slots` blocks.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -25,34 +30,61 @@ class Layout:
         their_shape: shape of the checkpoint's tensor.
         our_shape: shape of our array, of a single layer where layers are stacked.
         width: columns of their tensor seen as a matrix, whose rows are the first dimension not written `1`.
+        shared: whether the tensor holds other arrays of ours too.
     """
 
     def __init__(self, pattern: str, sizes: Mapping[str, int]) -> None:
-        """`sizes` gives at least the size of each axis that `pattern` names."""
-        left, right = (_dimensions(side) for side in pattern.split("->"))
-        self._sizes = sizes
-        self._theirs = [dimension for dimension in left if dimension]
-        self._ours = right
+        """`sizes` gives at least the size of each axis that `pattern` names, and of what windows name."""
+        left, right = pattern.split("->")
+        windows = {axis: (start, total) for axis, start, total in re.findall(r"(\w+):(\w+):(\w+)", left)}
+        left = re.sub(r":\w+", "", left)
+
+        def number(text: str) -> int:
+            return int(text) if text.isdigit() else sizes[text]
+
+        theirs, self._ours = _dimensions(left), _dimensions(right)
+        self._theirs = [dimension for dimension in theirs if dimension]
         self._their_axes = [axis for dimension in self._theirs for axis in dimension]
         self._our_axes = [axis for dimension in self._ours for axis in dimension]
         if sorted(self._their_axes) != sorted(self._our_axes):
             raise ValueError(f"pattern {pattern!r} does not name the same axes on both sides")
-        self.their_shape = tuple(self._size(dimension) for dimension in left)
-        self.our_shape = tuple(self._size(dimension) for dimension in right)
+        if not windows.keys() <= set(self._theirs[0]):
+            raise ValueError(f"pattern {pattern!r} has a window outside of the tensor's first dimension")
+        self._sizes = {axis: sizes[axis] for axis in self._their_axes}
+        self._starts = {axis: number(windows[axis][0]) if axis in windows else 0 for axis in self._their_axes}
+        self._totals = {
+            axis: number(windows[axis][1]) if axis in windows else self._sizes[axis] for axis in self._their_axes
+        }
+        self.their_shape = tuple(self._total(dimension) for dimension in theirs)
+        self.our_shape = tuple(self._size(dimension) for dimension in self._ours)
         self.width = math.prod(map(self._size, self._theirs[1:]))
+        self.shared = self._totals != self._sizes
 
     def _size(self, axes: list[str]) -> int:
         return math.prod(self._sizes[axis] for axis in axes)
 
+    def _total(self, axes: list[str]) -> int:
+        return math.prod(self._totals[axis] for axis in axes)
+
+    def _view(self, tensor: np.ndarray) -> np.ndarray:
+        """What a tensor of theirs holds of ours, with our axes in our order."""
+        axes = tensor.reshape([self._totals[axis] for axis in self._their_axes])
+        axes = axes[*(slice(self._starts[a], self._starts[a] + self._sizes[a]) for a in self._their_axes)]
+        return axes.transpose([self._their_axes.index(axis) for axis in self._our_axes])
+
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """A whole tensor of theirs [*their_shape] as ours [*our_shape], same dtype."""
-        axes = tensor.reshape([self._sizes[axis] for axis in self._their_axes])
-        return axes.transpose([self._their_axes.index(axis) for axis in self._our_axes]).reshape(self.our_shape)
+        return self._view(tensor).reshape(self.our_shape)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """A whole array of ours [*our_shape] as theirs [*their_shape], same dtype."""
-        axes = array.reshape([self._sizes[axis] for axis in self._our_axes])
-        return axes.transpose([self._our_axes.index(axis) for axis in self._their_axes]).reshape(self.their_shape)
+        """A whole array of ours [*our_shape] as theirs [*their_shape], same dtype, where the tensor holds no other."""
+        tensor = np.empty(self.their_shape, array.dtype)
+        self.put(array, tensor)
+        return tensor
+
+    def put(self, array: np.ndarray, tensor: np.ndarray) -> None:
+        """Writes a whole array of ours [*our_shape] to its place in a contiguous tensor of theirs [*their_shape]."""
+        self._view(tensor)[...] = array.reshape([self._sizes[axis] for axis in self._our_axes])
 
     def fill(self, out: np.ndarray, index: Index, read: ReadBlock, itemsize: int) -> None:
         """Fills `out` with `ours[index]`, reading no more of their tensor than that needs, a chunk at a time.
@@ -69,24 +101,26 @@ class Layout:
         view = block.reshape([len(ranges[axis]) for axis in self._our_axes])
         view = view.transpose([self._our_axes.index(axis) for axis in self._their_axes])
 
-        first, *others = self._theirs
-        outer, inner = first[0], self._size(first[1:])
+        (*outer, last), *others = self._theirs
         # Columns can be cut where they are one dimension; with more of them, whole rows are read and cut afterwards.
         columns = self._span(others[0], ranges) if len(others) == 1 else range(self.width)
         read_whole = {axis for dimension in others for axis in (dimension[1:] if len(others) == 1 else dimension)}
-        read_whole.update(first[1:])
-        shape = [self._sizes[axis] if axis in read_whole else len(ranges[axis]) for axis in self._their_axes[1:]]
-        cut = tuple(
-            slice(ranges[axis].start, ranges[axis].stop) if axis in read_whole else slice(None)
-            for axis in self._their_axes[1:]
-        )
-        step = max(1, CHUNK_BYTES // (inner * len(columns) * itemsize))
-        start, stop = ranges[outer].start, ranges[outer].stop
-        for at in range(start, stop, step):
-            end = min(at + step, stop)
-            chunk = read(range(at * inner, end * inner), columns).reshape(end - at, *shape)
-            # Casting before transposing keeps the slower of the two in cache.
-            view[at - start : end - start] = chunk[:, *cut].astype(out.dtype, copy=False)
+        inner = [axis for dimension in others for axis in dimension]
+        shape = [self._sizes[axis] if axis in read_whole else len(ranges[axis]) for axis in inner]
+        cut = [slice(ranges[axis].start, ranges[axis].stop) if axis in read_whole else slice(None) for axis in inner]
+        step = max(1, CHUNK_BYTES // (len(columns) * itemsize))
+        for place in itertools.product(*(ranges[axis] for axis in outer)):
+            row = 0
+            for axis, i in zip(outer, place, strict=True):
+                row = row * self._totals[axis] + self._starts[axis] + i
+            row = row * self._totals[last] + self._starts[last]
+            part = view[*(i - ranges[axis].start for axis, i in zip(outer, place, strict=True))]
+            first, stop = ranges[last].start, ranges[last].stop
+            for at in range(first, stop, step):
+                end = min(at + step, stop)
+                chunk = read(range(row + at, row + end), columns).reshape(end - at, *shape)
+                # Casting before transposing keeps the slower of the two in cache.
+                part[at - first : end - first] = chunk[:, *cut].astype(out.dtype, copy=False)
         if not exact:
             out[...] = block[inside]
 

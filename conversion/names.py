@@ -5,7 +5,7 @@ configurations it exists. Layers of a checkpoint are separate tensors, `{i}` in 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ivl3_jax.config import InternVLConfig
@@ -28,25 +28,56 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Row:
-    """One of our parameters: its path, where each checkpoint layout keeps it, which configurations have it."""
+    """One of our parameters: its path, where each checkpoint layout keeps it, which configurations have it.
+
+    Attributes:
+        hf: in transformers' `-hf` layout.
+        original: in that of the authors' remote code. internlm2: there, where the decoder is InternLM2's class.
+    """
 
     path: str
     hf: Tensor
+    original: Tensor
+    internlm2: Tensor | None = None
     when: Condition = _always
 
+    def tensor(self, layout: str, config: InternVLConfig) -> Tensor:
+        """Where a checkpoint of `layout` (one of `LAYOUTS`) has it."""
+        if layout == "hf":
+            return self.hf
+        return (self.internlm2 if config.decoder.family == "internlm2" else None) or self.original
 
-def _norm(path: str, name: str, axis: str = "embed", bias: Condition | None = None) -> list[Row]:
-    rows = [Row(f"{path}/scale", Tensor(f"{name}.weight", f"{axis} -> {axis}"))]
-    return rows + ([Row(f"{path}/bias", Tensor(f"{name}.bias", f"{axis} -> {axis}"), bias)] if bias else [])
+
+def _row(path: str, names: Sequence[str], patterns: str | Sequence[str], when: Condition = _always) -> Row:
+    """`names` and `patterns` in the order hf, original, internlm2; a single pattern is that of all."""
+    patterns = [patterns] * len(names) if isinstance(patterns, str) else patterns
+    hf, original, *internlm2 = map(Tensor, names, patterns)
+    return Row(path, hf, original, internlm2[0] if internlm2 else None, when)
 
 
-def _linear(path: str, name: str, pattern: str, bias: Condition | None = None) -> list[Row]:
-    """`pattern` is the kernel's. The bias has the kernel's output axes: their first dimension, and ours of those."""
-    rows = [Row(f"{path}/kernel", Tensor(f"{name}.weight", pattern))]
+def _norm(path: str, *names: str, axis: str = "embed", bias: Condition | None = None) -> list[Row]:
+    rows = [_row(f"{path}/scale", [f"{name}.weight" for name in names], f"{axis} -> {axis}")]
+    return rows + (
+        [_row(f"{path}/bias", [f"{name}.bias" for name in names], f"{axis} -> {axis}", bias)] if bias else []
+    )
+
+
+def _linear(path: str, *names: str, patterns: str | Sequence[str], bias: Condition | None = None) -> list[Row]:
+    """`patterns` are the kernel's. The bias has the kernel's output axes: their first dimension, and ours of those."""
+    rows = [_row(f"{path}/kernel", [f"{name}.weight" for name in names], patterns)]
     if bias is None:
         return rows
-    output = pattern[: pattern.index(")") + 1] if pattern.startswith("(") else pattern.split()[0]
-    return [*rows, Row(f"{path}/bias", Tensor(f"{name}.bias", f"{output} -> {output.strip('()')}"), bias)]
+    patterns = [_bias_pattern(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+    return [
+        *rows,
+        _row(f"{path}/bias", [f"{name}.bias" for name in names], patterns * (len(names) // len(patterns)), bias),
+    ]
+
+
+def _bias_pattern(kernel: str) -> str:
+    theirs, ours = (re.findall(r"\([^)]*\)|\w+", side) for side in kernel.split("->"))
+    axes = re.sub(r":\w+|[()]", "", theirs[0]).split()
+    return f"{theirs[0]} -> {' '.join(part for part in ours if part.strip('()').split()[0] in axes)}"
 
 
 def _vision_norm_bias(config: InternVLConfig) -> bool:
@@ -69,54 +100,122 @@ def _untied(config: InternVLConfig) -> bool:
     return not config.decoder.tie_embeddings
 
 
-_EMBED = "model.vision_tower.embeddings"
-_VIT = "model.vision_tower.encoder.layer.{i}"
+LAYOUTS = ("hf", "original")
+
+_EMBED, _EMBED_O = "model.vision_tower.embeddings", "vision_model.embeddings"
+_VIT, _VIT_O = "model.vision_tower.encoder.layer.{i}", "vision_model.encoder.layers.{i}"
 _PROJECTOR = "model.multi_modal_projector"
-_LLM = "model.language_model"
-_BLOCK = "model.language_model.layers.{i}"
+_LLM, _LLM_O = "model.language_model", "language_model.model"
+_BLOCK, _BLOCK_O = f"{_LLM}.layers.{{i}}", f"{_LLM_O}.layers.{{i}}"
 _QKV = "(heads head_dim) embed -> embed heads head_dim"
 _GROUPED = "(kv_heads head_dim) embed -> embed kv_heads head_dim"
 _OUT = "embed (heads head_dim) -> heads head_dim embed"
 _UP = "mlp embed -> embed mlp"
 _DOWN = "embed mlp -> mlp embed"
 _HEADS = "(heads head_dim) -> heads head_dim"
+# The original ViT keeps q, k and v as the thirds of one tensor; InternLM2 in blocks of head_dim rows, for each kv head
+# those of its query heads, then of its key, then of its value.
+_THIRDS = [f"(one:{i}:3 heads head_dim) embed -> embed (heads one) head_dim" for i in range(3)]
+_WQKV = [
+    "(kv_heads group:0:slots head_dim) embed -> embed (kv_heads group) head_dim",
+    "(kv_heads one:k:slots head_dim) embed -> embed (kv_heads one) head_dim",
+    "(kv_heads one:v:slots head_dim) embed -> embed (kv_heads one) head_dim",
+]
+
+
+def _vision_qkv(name: str, third: str) -> list[Row]:
+    names = f"{_VIT}.attention.{name}_proj", f"{_VIT_O}.attn.qkv"
+    return _linear(f"vision/layers/attention/{name}", *names, patterns=[_QKV, third], bias=_vision_qkv_bias)
+
+
+def _decoder_qkv(name: str, separate: str, fused: str) -> list[Row]:
+    names = *(f"{block}.self_attn.{name}_proj" for block in (_BLOCK, _BLOCK_O)), f"{_BLOCK_O}.attention.wqkv"
+    patterns = [separate, separate, fused]
+    return _linear(f"decoder/layers/attention/{name}", *names, patterns=patterns, bias=_decoder_qkv_bias)
+
+
+def _decoder(path: str, name: str, internlm2: str, pattern: str) -> list[Row]:
+    names = f"{_BLOCK}.{name}", f"{_BLOCK_O}.{name}", f"{_BLOCK_O}.{internlm2}"
+    return _linear(f"decoder/layers/{path}", *names, patterns=pattern)
+
 
 ROWS: tuple[Row, ...] = (
-    Row("vision/cls", Tensor(f"{_EMBED}.cls_token", "1 1 embed -> embed")),
+    _row("vision/cls", [f"{_EMBED}.cls_token", f"{_EMBED_O}.class_embedding"], "1 1 embed -> embed"),
     *_linear(
         "vision/patch",
         f"{_EMBED}.patch_embeddings.projection",
-        "embed channel row column -> (row column channel) embed",
-        _always,
+        f"{_EMBED_O}.patch_embedding",
+        patterns="embed channel row column -> (row column channel) embed",
+        bias=_always,
     ),
-    Row("vision/positions", Tensor(f"{_EMBED}.position_embeddings", "1 positions embed -> positions embed")),
-    *_norm("vision/layers/norm1", f"{_VIT}.layernorm_before", bias=_vision_norm_bias),
-    *_linear("vision/layers/attention/q", f"{_VIT}.attention.q_proj", _QKV, _vision_qkv_bias),
-    *_linear("vision/layers/attention/k", f"{_VIT}.attention.k_proj", _QKV, _vision_qkv_bias),
-    *_linear("vision/layers/attention/v", f"{_VIT}.attention.v_proj", _QKV, _vision_qkv_bias),
-    Row("vision/layers/attention/q_norm/scale", Tensor(f"{_VIT}.attention.q_norm.weight", _HEADS), _vision_qk_norm),
-    Row("vision/layers/attention/k_norm/scale", Tensor(f"{_VIT}.attention.k_norm.weight", _HEADS), _vision_qk_norm),
-    *_linear("vision/layers/attention/out", f"{_VIT}.attention.projection_layer", _OUT, _always),
-    Row("vision/layers/ls1", Tensor(f"{_VIT}.lambda_1", "embed -> embed")),
-    *_norm("vision/layers/norm2", f"{_VIT}.layernorm_after", bias=_vision_norm_bias),
-    *_linear("vision/layers/mlp/up", f"{_VIT}.mlp.fc1", _UP, _always),
-    *_linear("vision/layers/mlp/down", f"{_VIT}.mlp.fc2", _DOWN, _always),
-    Row("vision/layers/ls2", Tensor(f"{_VIT}.lambda_2", "embed -> embed")),
-    *_norm("projector/norm", f"{_PROJECTOR}.layer_norm", "unshuffled", _always),
-    *_linear("projector/up", f"{_PROJECTOR}.linear_1", "mlp unshuffled -> unshuffled mlp", _always),
-    *_linear("projector/down", f"{_PROJECTOR}.linear_2", _DOWN, _always),
-    Row("decoder/embed/table", Tensor(f"{_LLM}.embed_tokens.weight", "vocab embed -> vocab embed")),
-    *_norm("decoder/layers/norm1", f"{_BLOCK}.input_layernorm"),
-    *_linear("decoder/layers/attention/q", f"{_BLOCK}.self_attn.q_proj", _QKV, _decoder_qkv_bias),
-    *_linear("decoder/layers/attention/k", f"{_BLOCK}.self_attn.k_proj", _GROUPED, _decoder_qkv_bias),
-    *_linear("decoder/layers/attention/v", f"{_BLOCK}.self_attn.v_proj", _GROUPED, _decoder_qkv_bias),
-    *_linear("decoder/layers/attention/out", f"{_BLOCK}.self_attn.o_proj", _OUT),
-    *_norm("decoder/layers/norm2", f"{_BLOCK}.post_attention_layernorm"),
-    *_linear("decoder/layers/mlp/gate", f"{_BLOCK}.mlp.gate_proj", _UP),
-    *_linear("decoder/layers/mlp/up", f"{_BLOCK}.mlp.up_proj", _UP),
-    *_linear("decoder/layers/mlp/down", f"{_BLOCK}.mlp.down_proj", _DOWN),
-    *_norm("decoder/norm", f"{_LLM}.norm"),
-    Row("decoder/head/kernel", Tensor("lm_head.weight", "vocab embed -> embed vocab"), _untied),
+    _row(
+        "vision/positions",
+        [f"{_EMBED}.position_embeddings", f"{_EMBED_O}.position_embedding"],
+        "1 positions embed -> positions embed",
+    ),
+    *_norm("vision/layers/norm1", f"{_VIT}.layernorm_before", f"{_VIT_O}.norm1", bias=_vision_norm_bias),
+    *(row for name, third in zip("qkv", _THIRDS, strict=True) for row in _vision_qkv(name, third)),
+    *(
+        _row(
+            f"vision/layers/attention/{name}_norm/scale",
+            [f"{_VIT}.attention.{name}_norm.weight", f"{_VIT_O}.attn.{name}_norm.weight"],
+            _HEADS,
+            _vision_qk_norm,
+        )
+        for name in "qk"
+    ),
+    *_linear(
+        "vision/layers/attention/out",
+        f"{_VIT}.attention.projection_layer",
+        f"{_VIT_O}.attn.proj",
+        patterns=_OUT,
+        bias=_always,
+    ),
+    _row("vision/layers/ls1", [f"{_VIT}.lambda_1", f"{_VIT_O}.ls1"], "embed -> embed"),
+    *_norm("vision/layers/norm2", f"{_VIT}.layernorm_after", f"{_VIT_O}.norm2", bias=_vision_norm_bias),
+    *_linear("vision/layers/mlp/up", f"{_VIT}.mlp.fc1", f"{_VIT_O}.mlp.fc1", patterns=_UP, bias=_always),
+    *_linear("vision/layers/mlp/down", f"{_VIT}.mlp.fc2", f"{_VIT_O}.mlp.fc2", patterns=_DOWN, bias=_always),
+    _row("vision/layers/ls2", [f"{_VIT}.lambda_2", f"{_VIT_O}.ls2"], "embed -> embed"),
+    *_norm("projector/norm", f"{_PROJECTOR}.layer_norm", "mlp1.0", axis="unshuffled", bias=_always),
+    *_linear(
+        "projector/up",
+        f"{_PROJECTOR}.linear_1",
+        "mlp1.1",
+        patterns="mlp unshuffled -> unshuffled mlp",
+        bias=_always,
+    ),
+    *_linear("projector/down", f"{_PROJECTOR}.linear_2", "mlp1.3", patterns=_DOWN, bias=_always),
+    _row(
+        "decoder/embed/table",
+        [f"{_LLM}.embed_tokens.weight", f"{_LLM_O}.embed_tokens.weight", f"{_LLM_O}.tok_embeddings.weight"],
+        "vocab embed -> vocab embed",
+    ),
+    *_norm(
+        "decoder/layers/norm1",
+        f"{_BLOCK}.input_layernorm",
+        f"{_BLOCK_O}.input_layernorm",
+        f"{_BLOCK_O}.attention_norm",
+    ),
+    *_decoder_qkv("q", _QKV, _WQKV[0]),
+    *_decoder_qkv("k", _GROUPED, _WQKV[1]),
+    *_decoder_qkv("v", _GROUPED, _WQKV[2]),
+    *_decoder("attention/out", "self_attn.o_proj", "attention.wo", _OUT),
+    *_norm(
+        "decoder/layers/norm2",
+        f"{_BLOCK}.post_attention_layernorm",
+        f"{_BLOCK_O}.post_attention_layernorm",
+        f"{_BLOCK_O}.ffn_norm",
+    ),
+    *_decoder("mlp/gate", "mlp.gate_proj", "feed_forward.w1", _UP),
+    *_decoder("mlp/up", "mlp.up_proj", "feed_forward.w3", _UP),
+    *_decoder("mlp/down", "mlp.down_proj", "feed_forward.w2", _DOWN),
+    *_norm("decoder/norm", f"{_LLM}.norm", f"{_LLM_O}.norm", f"{_LLM_O}.norm"),
+    _row(
+        "decoder/head/kernel",
+        ["lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight"],
+        "vocab embed -> embed vocab",
+        _untied,
+    ),
 )
 
 # Other spellings of the same `-hf` tensors: transformers 4.52 wrote the prefixes without `model.`, and InternVL's own
@@ -132,8 +231,15 @@ _SPELLINGS = (
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.mask_token$|embeddings\.position_ids$")
 
 
-def canonical(name: str) -> str:
+def layout_of(names: Iterable[str]) -> str:
+    """Which of `LAYOUTS` a checkpoint with tensors of these names is in."""
+    return "original" if any(name.startswith(("vision_model.", "mlp1.")) for name in names) else "hf"
+
+
+def canonical(name: str, layout: str = "hf") -> str:
     """A tensor's name as `ROWS` spells it."""
+    if layout == "original":
+        return name
     for pattern, replacement in _SPELLINGS:
         name = pattern.sub(replacement, name)
     return name
@@ -161,15 +267,15 @@ class Parameter:
         return (len(self.tensors), *self.layout.our_shape) if self.stacked else self.layout.our_shape
 
 
-def parameters(config: InternVLConfig) -> Iterator[Parameter]:
-    """Every parameter of a model, in the order of `ROWS`, with its tensors in the `-hf` layout."""
+def parameters(config: InternVLConfig, layout: str = "hf") -> Iterator[Parameter]:
+    """Every parameter of a model, in the order of `ROWS`, with its tensors in one of `LAYOUTS`."""
     sizes = axis_sizes(config)
     for row in ROWS:
         if row.when(config):
-            component = sizes[row.path.split("/")[0]]
-            stacked = "{i}" in row.hf.name
-            names = tuple(row.hf.name.format(i=i) for i in range(component["layers"] if stacked else 1))
-            yield Parameter(row.path, names, stacked, Layout(row.hf.pattern, component))
+            component, tensor = sizes[row.path.split("/")[0]], row.tensor(layout, config)
+            stacked = "{i}" in tensor.name
+            names = tuple(tensor.name.format(i=i) for i in range(component["layers"] if stacked else 1))
+            yield Parameter(row.path, names, stacked, Layout(tensor.pattern, component))
 
 
 def axis_sizes(config: InternVLConfig) -> dict[str, dict[str, int]]:
@@ -186,6 +292,7 @@ def axis_sizes(config: InternVLConfig) -> dict[str, dict[str, int]]:
             "row": v.patch_size,
             "column": v.patch_size,
             "channel": 3,
+            "one": 1,
         },
         "projector": {
             "layers": 1,
@@ -201,5 +308,11 @@ def axis_sizes(config: InternVLConfig) -> dict[str, dict[str, int]]:
             "head_dim": d.head_dim,
             "mlp": d.mlp,
             "vocab": d.vocab,
+            "one": 1,
+            "group": d.heads // d.kv_heads,
+            # Blocks of head_dim rows that belong to one kv head in InternLM2's wqkv, and which of them are its own.
+            "slots": d.heads // d.kv_heads + 2,
+            "k": d.heads // d.kv_heads,
+            "v": d.heads // d.kv_heads + 1,
         },
     }

@@ -1,4 +1,4 @@
-"""Parameters from an `-hf` checkpoint directory, straight into their places on the devices."""
+"""Parameters from a checkpoint directory, straight into their places on the devices."""
 
 import dataclasses
 import math
@@ -15,13 +15,11 @@ from jax.sharding import SingleDeviceSharding
 
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.layout import CHUNK_BYTES, Index
-from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, parameters
+from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, layout_of, parameters
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 
 LISTED = 8  # names shown in a message
 ALIGNMENT = 64  # bytes
-
-HEAD, TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
 def read_params(directory: str | Path, abstract: Mapping[str, Any], config: InternVLConfig) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def read_params(directory: str | Path, abstract: Mapping[str, Any], config: Inte
     Host memory beyond the result: at most one device's slice of the parameter at hand, and a few megabytes.
 
     Args:
-        directory: in the `-hf` layout, with either style of prefixes.
+        directory: in the original layout, or in `-hf` with either style of prefixes.
         abstract: nested dictionary of ShapeDtypeStructs with shardings. Its dtypes are those of the result; a padded
             vocabulary is filled up with zeros.
         config: of this checkpoint, see `resolve_tying`.
@@ -43,10 +41,10 @@ def read_params(directory: str | Path, abstract: Mapping[str, Any], config: Inte
         ValueError: tensors are missing, surplus or misshapen, of an unsupported dtype, or a file is broken.
     """
     leaves = flatten_dict(abstract, sep="/")
-    expected = {parameter.path: parameter for parameter in parameters(config)}
-    if leaves.keys() != expected.keys():
-        raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ expected.keys())}")
     with SafetensorsDirectory(directory) as file:
+        expected = {parameter.path: parameter for parameter in parameters(config, layout_of(file.tensors))}
+        if leaves.keys() != expected.keys():
+            raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ expected.keys())}")
         names = match_names(file, config)
         return unflatten_dict(
             {path: _place(file, names, expected[path], leaf) for path, leaf in leaves.items()}, sep="/"
@@ -62,10 +60,20 @@ def resolve_tying(directory: str | Path, config: InternVLConfig) -> InternVLConf
     if not config.decoder.tie_embeddings:
         return config
     with SafetensorsDirectory(directory) as file:
-        names = _spellings(file)
-        if HEAD not in names or TABLE not in names or _equal(file, names[HEAD], names[TABLE]):
+        names, (table, head) = _spellings(file), _table_and_head(config, layout_of(file.tensors))
+        if head not in names or table not in names or _equal(file, names[head], names[table]):
             return config
+    return _untied(config)
+
+
+def _untied(config: InternVLConfig) -> InternVLConfig:
     return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, tie_embeddings=False))
+
+
+def _table_and_head(config: InternVLConfig, layout: str) -> tuple[str, str]:
+    """The names of the embedding table and of the output projection that an untied model has."""
+    names = {parameter.path: parameter.tensors[0] for parameter in parameters(_untied(config), layout)}
+    return names["decoder/embed/table"], names["decoder/head/kernel"]
 
 
 def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str, str]:
@@ -74,17 +82,18 @@ def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str,
     Returns:
         From each canonical name to the name in the files.
     """
-    names = _spellings(file)
-    wanted = {name: parameter for parameter in parameters(config) for name in parameter.tensors}
+    names, layout = _spellings(file), layout_of(file.tensors)
+    wanted = {name: parameter for parameter in parameters(config, layout) for name in parameter.tensors}
+    _, head = _table_and_head(config, layout)
     missing = [name for name in wanted if name not in names]
     surplus = [names[name] for name in names if name not in wanted and not IGNORED.search(name)]
-    if config.decoder.tie_embeddings and HEAD in names:
-        surplus.remove(names[HEAD])
+    if config.decoder.tie_embeddings and head in names:
+        surplus.remove(names[head])
     complaints = []
     if missing:
         complaints.append(f"{len(missing)} tensors are missing: {_some(missing)}")
-        if HEAD in missing:
-            complaints.append("without lm_head the model is tied: set tie_word_embeddings to true in config.json")
+        if head in missing:
+            complaints.append(f"without {head} the model is tied: set tie_word_embeddings to true in config.json")
     if surplus:
         complaints.append(f"{len(surplus)} tensors have no place in the model: {_some(surplus)}")
     if complaints:
@@ -101,8 +110,9 @@ def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str,
 
 def _spellings(file: SafetensorsDirectory) -> dict[str, str]:
     names: dict[str, str] = {}
+    layout = layout_of(file.tensors)
     for name in file.tensors:
-        other = names.setdefault(canonical(name), name)
+        other = names.setdefault(canonical(name, layout), name)
         if other != name:
             raise ValueError(f"{file.directory} holds the same tensor under two names: {other} and {name}")
     return names

@@ -1,4 +1,4 @@
-"""Parameters to a checkpoint directory in the `-hf` layout, which transformers opens as it is."""
+"""Parameters to a checkpoint directory: `-hf`, which transformers opens as it is, or the original layout."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.names import Parameter, parameters
 from ivl3_jax.conversion.safetensors_file import DTYPES, INDEX_FILE, SINGLE_FILE
 from ivl3_jax.hf_config import to_hf
+from ivl3_jax.original_config import to_original
 
 GENERATION_FILE = "generation_config.json"
 # What a checkpoint directory holds beside weights and config.
@@ -40,22 +41,23 @@ COMPANIONS = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor to be written: its name, and the layer of the parameter that it is."""
+    """A tensor to be written: its name, and the parameters, one or several, of which it holds a layer."""
 
     name: str
-    parameter: Parameter
+    parameters: tuple[Parameter, ...]
     layer: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.parameter.layout.their_shape
+        return self.parameters[0].layout.their_shape
 
 
-def write_hf(
+def write_params(
     params: Mapping[str, Any],
     config: InternVLConfig,
     directory: str | Path,
     *,
+    layout: str = "hf",
     dtype: str | np.dtype | None = None,
     max_shard_bytes: float = 5e9,
     copy_from: str | Path | None = None,
@@ -69,6 +71,7 @@ def write_hf(
         params: nested dictionary of arrays, wholly addressable by this process; padding of the vocabulary is dropped.
         config: says which parameters there are.
         directory: must not exist, or be empty.
+        layout: one of `names.LAYOUTS`.
         dtype: of the tensors in the files; by default that of the parameters.
         max_shard_bytes: a larger checkpoint is split into several files.
         copy_from: a checkpoint directory whose tokenizer and processor files are copied.
@@ -81,22 +84,29 @@ def write_hf(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists and is not empty; choose another directory, or remove it first")
     leaves = flatten_dict(dict(params), sep="/")
-    expected = list(parameters(config))
+    expected = list(parameters(config, layout))
     if leaves.keys() != {parameter.path for parameter in expected}:
         paths = {parameter.path for parameter in expected}
         raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ paths)}")
     stored = np.dtype(dtype or leaves["decoder/embed/table"].dtype)
     if stored not in DTYPES.values():
         raise ValueError(f"dtype {stored} cannot be written; supported: {', '.join(map(str, DTYPES.values()))}")
-    tensors = [_Tensor(name, p, layer) for p in expected for layer, name in enumerate(p.tensors)]
+    holders: dict[str, list[tuple[Parameter, int]]] = {}
+    for parameter in expected:
+        for layer, name in enumerate(parameter.tensors):
+            holders.setdefault(name, []).append((parameter, layer))
+    tensors = [_Tensor(name, tuple(p for p, _ in held), held[0][1]) for name, held in holders.items()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         temporary.chmod(0o777 & ~_umask())
         _write_weights(temporary, leaves, tensors, stored, max_shard_bytes)
-        _write_json(temporary / "config.json", to_hf(config) | {"torch_dtype": stored.name})
+        fields = to_hf(config) if layout == "hf" else to_original(config, copy_from)
+        _write_json(temporary / "config.json", fields | {"torch_dtype": stored.name})
         if copy_from is not None:
-            for name in COMPANIONS:
+            # The remote code of an original checkpoint is the user's own, and goes where its layout goes.
+            code = sorted(file.name for file in Path(copy_from).glob("*.py")) if layout == "original" else []
+            for name in (*COMPANIONS, *code):
                 if (Path(copy_from) / name).is_file():
                     shutil.copyfile(Path(copy_from) / name, temporary / name)
         temporary.rename(directory)
@@ -147,20 +157,22 @@ def _write_shard(file: Path, leaves: Mapping[str, Any], tensors: Sequence[_Tenso
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = tensor.parameter.layout.to_theirs(_to_host(leaves[tensor.parameter.path], tensor))
-            stream.write(np.ascontiguousarray(values.astype(dtype, copy=False)).reshape(-1).view(np.uint8).data)
+            values = np.empty(tensor.shape, dtype)
+            for parameter in tensor.parameters:
+                parameter.layout.put(_to_host(leaves[parameter.path], parameter, tensor.layer), values)
+            stream.write(values.reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _to_host(array: jax.Array | np.ndarray, tensor: _Tensor) -> np.ndarray:
-    """One layer of a parameter, without padding; from every device only the slices of that layer."""
-    ours, path = tensor.parameter.layout.our_shape, tensor.parameter.path
-    shape = array.shape[1:] if tensor.parameter.stacked else array.shape
+def _to_host(array: jax.Array | np.ndarray, parameter: Parameter, number: int) -> np.ndarray:
+    """Layer `number` of a parameter, without padding; from every device only the slices of that layer."""
+    ours, path = parameter.layout.our_shape, parameter.path
+    shape = array.shape[1:] if parameter.stacked else array.shape
     if len(shape) != len(ours) or any(have < want for have, want in zip(shape, ours, strict=True)):
-        raise ValueError(f"{path} has shape {array.shape}, but the config makes it {tensor.parameter.shape}")
+        raise ValueError(f"{path} has shape {array.shape}, but the config makes it {parameter.shape}")
     if isinstance(array, np.ndarray):
-        layer = array[tensor.layer] if tensor.parameter.stacked else array
+        layer = array[number] if parameter.stacked else array
         return layer[tuple(slice(size) for size in ours)]
     if not array.is_fully_addressable:
         raise ValueError(f"{path} lies on devices of several processes; gather it before writing")
@@ -169,11 +181,11 @@ def _to_host(array: jax.Array | np.ndarray, tensor: _Tensor) -> np.ndarray:
         if shard.replica_id:
             continue
         index, data = shard.index, shard.data
-        if tensor.parameter.stacked:
+        if parameter.stacked:
             start, stop, _ = index[0].indices(array.shape[0])
-            if not start <= tensor.layer < stop:
+            if not start <= number < stop:
                 continue
-            index, data = index[1:], data[tensor.layer - start]
+            index, data = index[1:], data[number - start]
         layer[index] = np.asarray(data)
     return layer[tuple(slice(size) for size in ours)]
 

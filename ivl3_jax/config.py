@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ROPE_TYPES = ("default", "dynamic")
+FAMILIES = ("qwen2", "internlm2", "internlm3")
 
 # ImageNet statistics of RGB in 0..1, by which every published size has its pixels normalised.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -124,13 +125,14 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Qwen2.5 decoder: pre-norm, RMSNorm, SwiGLU, grouped-query attention with q/k/v biases, half-rotation rope.
+    """A Qwen2.5 or InternLM decoder: pre-norm, RMSNorm, SwiGLU, grouped-query attention, half-rotation rope.
 
     Attributes:
         layers, width, heads, kv_heads, head_dim, mlp, vocab: sizes; vocab is the number of embedding rows.
         rope_theta: base of the rotary frequencies. max_positions: the trained length in tokens.
         tie_embeddings: the output projection is the embedding table.
         initializer_range: standard deviation of freshly initialised kernels.
+        family: whose class it is in checkpoints, which decides names and model type there.
     """
 
     layers: int
@@ -147,8 +149,10 @@ class DecoderConfig:
     qkv_bias: bool = True
     tie_embeddings: bool = False
     initializer_range: float = 0.02
+    family: Literal["qwen2", "internlm2", "internlm3"] = "qwen2"
 
     def __post_init__(self) -> None:
+        _choice(self, "family", FAMILIES)
         _positive(self, "layers", "width", "heads", "kv_heads", "head_dim", "mlp", "vocab", "rope_theta", "norm_eps")
         _divides(self, "heads", "kv_heads")
         if self.head_dim % 2:
@@ -232,6 +236,7 @@ _INTERNLM3 = DecoderConfig(
     rope_scaling=RopeScaling("dynamic", 6.0),
     norm_eps=1e-5,
     qkv_bias=False,
+    family="internlm2",
 )
 
 

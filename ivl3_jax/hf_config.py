@@ -1,15 +1,17 @@
-"""Hugging Face's config.json of the `-hf` layout, read into an InternVLConfig and written from one."""
+"""A checkpoint's config.json read into an InternVLConfig; that of the `-hf` layout also written from one."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.config import ROPE_TYPES, DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.config_fields import Fields
+from ivl3_jax.original_config import MODEL_TYPE as ORIGINAL
+from ivl3_jax.original_config import from_original, image_token_id
 
 
 def read_config(directory: str | Path) -> InternVLConfig:
-    """Reads `config.json` of a checkpoint directory.
+    """Reads `config.json` of a checkpoint directory, in the `-hf` or the original layout.
 
     Raises:
         NotADirectoryError: it is a file. FileNotFoundError: no config.json there.
@@ -24,13 +26,15 @@ def read_config(directory: str | Path) -> InternVLConfig:
         fields = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if isinstance(fields, dict) and fields.get("model_type") == ORIGINAL:
+        return from_original(fields, image_token_id(directory), file)
     return from_hf(fields, file)
 
 
 def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternVLConfig:
     """Builds from the fields of an `-hf` config.json; `file` is named in errors."""
-    top = _Fields(fields, str(file))
-    top.expect("model_type", ("internvl",), "the transformers-native `-hf` layout")
+    top = Fields(fields, str(file))
+    top.expect("model_type", ("internvl", ORIGINAL), "the `-hf` and the original layout")
     vision, text = top.section("vision_config"), top.section("text_config")
     text.expect("model_type", ("qwen2", "llama"), "Qwen2.5, and InternLM3 in Llama's form")
     text.expect("attention_bias", (False,), absent=False)
@@ -80,6 +84,7 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "qkv_bias": text.get("model_type") == "qwen2",
         "tie_embeddings": tied,
         "initializer_range": text.number("initializer_range", 0.02),
+        "family": "qwen2" if text.get("model_type") == "qwen2" else "internlm2",
     }
     image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
     factor = rope.number("factor", 1.0)
@@ -134,7 +139,7 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             "use_mean_pooling": True,
         },
         "text_config": {
-            "model_type": "qwen2" if d.qkv_bias else "llama",
+            "model_type": "qwen2" if d.family == "qwen2" else "llama",
             "num_hidden_layers": d.layers,
             "hidden_size": d.width,
             "num_attention_heads": d.heads,
@@ -152,71 +157,3 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             "use_sliding_window": False,
         },
     }
-
-
-class _Fields:
-    """One section of a config.json, whose complaints say the file, the place and what would be valid."""
-
-    def __init__(self, fields: dict[str, Any], file: str, place: str = "") -> None:
-        self.fields, self.file, self.place = fields, file, place
-        if not isinstance(fields, dict):
-            raise ValueError(f"{file}: {place.rstrip('.') or 'the file'} is {fields!r}; it must be a JSON object")
-
-    def get(self, name: str, absent: Any = None) -> Any:
-        """The field, or `absent` where the file lacks it; without `absent` it must be there."""
-        if name not in self.fields and absent is None:
-            raise ValueError(f"{self.file}: {self.place}{name} is missing; a published checkpoint states it")
-        return self.fields.get(name, absent)
-
-    def section(self, name: str) -> "_Fields":
-        return _Fields(self.get(name), self.file, f"{self.place}{name}.")
-
-    def expect(self, name: str, allowed: tuple, why: str = "", *, absent: Any = None) -> None:
-        value = self.get(name, absent)
-        if value not in allowed:
-            valid = " or ".join(map(repr, allowed))
-            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; supported: {valid}{why and f' ({why})'}")
-
-    def whole(self, name: str, least: int | None = 1) -> int:
-        value = self.get(name)
-        if type(value) is not int or (least is not None and value < least):
-            bound = "" if least is None else f" of at least {least}"
-            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be a whole number{bound}")
-        return value
-
-    def number(self, name: str, absent: float | None = None) -> float:
-        value = self.get(name, absent)
-        # The comparison also refuses NaN, infinities and integers beyond every float.
-        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
-            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be a finite number")
-        return value
-
-    def flag(self, name: str, absent: bool | None = None) -> bool:
-        value = self.get(name, absent)
-        if not isinstance(value, bool):
-            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be true or false")
-        return value
-
-    def square(self, name: str) -> int:
-        value = self.get(name)
-        sides = value if isinstance(value, list | tuple) else [value]
-        if not 1 <= len(sides) <= 2 or any(type(side) is not int or side != sides[0] for side in sides):
-            raise ValueError(f"{self.file}: {self.place}{name} is {value!r}; it must be one whole number or two equal")
-        return sides[0]
-
-    def rope(self) -> "_Fields":
-        """Rope fields from `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
-        found = {"rope_type": "default"}
-        if "rope_theta" in self.fields:
-            found["rope_theta"] = self.fields["rope_theta"]
-        for name in ("rope_scaling", "rope_parameters"):
-            part = {} if self.fields.get(name) is None else self.section(name).fields
-            found |= {"rope_type": part["type"]} if "type" in part else {}
-            found |= part
-        if "rope_theta" not in found:
-            raise ValueError(f"{self.file}: {self.place}rope_theta is missing, there and in rope_parameters")
-        if found["rope_type"] not in ROPE_TYPES:
-            raise ValueError(
-                f"{self.file}: {self.place}rope type is {found['rope_type']!r}; supported: {', '.join(ROPE_TYPES)}"
-            )
-        return _Fields(found, self.file, self.place)

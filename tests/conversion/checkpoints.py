@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.conversion.names import parameters
 from ivl3_jax.hf_config import to_hf
+from ivl3_jax.original_config import to_original
 
 VISION = {
     "300m": VisionConfig(layers=2, width=32, heads=4, mlp=64, image_size=28, patch_size=7),
@@ -23,25 +24,27 @@ VISION = {
 DECODER = DecoderConfig(layers=3, width=48, heads=6, kv_heads=2, head_dim=8, mlp=80, vocab=101)
 
 
-def small_config(style="300m", tied=False):
-    decoder = dataclasses.replace(DECODER, tie_embeddings=tied)
+def small_config(style="300m", tied=False, family="qwen2"):
+    decoder = dataclasses.replace(DECODER, tie_embeddings=tied, family=family, qkv_bias=family == "qwen2")
     return InternVLConfig(VISION[style], ProjectorConfig(), decoder, image_token_id=100)
 
 
-def random_tensors(config, dtype=np.float32, seed=0):
-    """Every tensor of the `-hf` layout by its name."""
+def random_tensors(config, dtype=np.float32, seed=0, layout="hf"):
+    """Every tensor of a layout by its name."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.standard_normal(parameter.layout.their_shape, np.float32).astype(dtype)
-        for parameter in parameters(config)
+        for parameter in parameters(config, layout)
         for name in parameter.tensors
     }
 
 
-def write_checkpoint(directory, config, tensors):
+def write_checkpoint(directory, config, tensors, layout="hf"):
     """Writes a single-file checkpoint with the safetensors library."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(to_hf(config)))
+    (directory / "config.json").write_text(json.dumps(to_hf(config) if layout == "hf" else to_original(config)))
+    if layout == "original":  # whose config.json does not name the image token
+        (directory / "added_tokens.json").write_text(json.dumps({"<IMG_CONTEXT>": config.image_token_id}))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

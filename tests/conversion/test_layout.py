@@ -8,7 +8,19 @@ import pytest
 from ivl3_jax.conversion import layout
 from ivl3_jax.conversion.layout import Layout
 
-SIZES = {"embed": 6, "heads": 4, "head_dim": 3, "row": 2, "column": 2, "channel": 3, "positions": 5, "one": 1}
+SIZES = {
+    "embed": 6,
+    "heads": 4,
+    "head_dim": 3,
+    "row": 2,
+    "column": 2,
+    "channel": 3,
+    "positions": 5,
+    "one": 1,
+    "group": 2,
+    "slots": 4,
+    "v": 3,
+}
 
 PATTERNS = {
     "embed -> embed": lambda x: x,
@@ -19,6 +31,15 @@ PATTERNS = {
     "(heads head_dim) -> heads head_dim": lambda x: x.reshape(4, 3),
     "(heads head_dim) embed -> embed heads head_dim": lambda x: x.T.reshape(6, 4, 3),
     "embed (heads head_dim) -> heads head_dim embed": lambda x: x.T.reshape(4, 3, 6),
+    "(one:0:3 heads head_dim) embed -> embed (heads one) head_dim": lambda x: x[:12].T.reshape(6, 4, 3),
+    "(one:2:3 heads head_dim) embed -> embed (heads one) head_dim": lambda x: x[24:].T.reshape(6, 4, 3),
+    "(one:1:3 heads head_dim) -> (heads one) head_dim": lambda x: x[12:24].reshape(4, 3),
+    "(heads group:0:slots head_dim) embed -> embed (heads group) head_dim": lambda x: (
+        x.reshape(4, 4, 3, 6)[:, :2].reshape(24, 6).T.reshape(6, 8, 3)
+    ),
+    "(heads one:v:slots head_dim) embed -> embed (heads one) head_dim": lambda x: (
+        x.reshape(4, 4, 3, 6)[:, 3].reshape(12, 6).T.reshape(6, 4, 3)
+    ),
     "embed channel row column -> (row column channel) embed": lambda x: x.transpose(2, 3, 1, 0).reshape(12, 6),
 }
 
@@ -35,7 +56,11 @@ def test_whole_tensors_both_ways(pattern):
     ours = arrangement.to_ours(theirs)
     np.testing.assert_array_equal(ours, PATTERNS[pattern](theirs))
     assert ours.shape == arrangement.our_shape
-    np.testing.assert_array_equal(arrangement.to_theirs(ours), theirs)
+    back = np.where(arrangement.shared, -1, 0) + np.zeros_like(theirs)
+    arrangement.put(ours, back)
+    mine = back != -1
+    assert mine.sum() == ours.size
+    np.testing.assert_array_equal(back[mine], theirs[mine])
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
@@ -66,6 +91,11 @@ def test_reads_only_what_a_slice_needs():
 
     arrangement.fill(np.empty((2, 1, 3), np.float32), (slice(4, 6), slice(1, 2), slice(0, 3)), read, 4)
     assert asked == [(range(3, 6), range(4, 6))]
+
+
+def test_a_window_must_lie_in_the_first_dimension():
+    with pytest.raises(ValueError, match="first dimension"):
+        Layout("embed (one:0:3 heads) -> heads embed one", SIZES)
 
 
 def test_axes_must_agree():

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from ivl3_jax.conversion.reader import read_params
-from ivl3_jax.conversion.writer import write_hf
+from ivl3_jax.conversion.writer import write_params
 from ivl3_jax.hf_config import read_config
 from tests.conversion.checkpoints import BFLOAT16, abstract, random_tensors, small_config, write_checkpoint
 
@@ -34,7 +34,7 @@ def test_bit_equal(style, tied, dtype, tmp_path):
     tensors = random_tensors(config, dtype)
     write_checkpoint(tmp_path / "in", config, tensors)
     params = read_params(tmp_path / "in", abstract(config, dtype), config)
-    write_hf(params, config, tmp_path / "out")
+    write_params(params, config, tmp_path / "out")
     assert read_config(tmp_path / "out") == config
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), tensors)
 
@@ -63,7 +63,7 @@ def test_dtype_is_cast_on_the_way(tmp_path):
     assert all(leaf.dtype == BFLOAT16 for leaf in jax.tree.leaves(params))
     table = tensors["model.language_model.embed_tokens.weight"]
     np.testing.assert_array_equal(np.asarray(params["decoder"]["embed"]["table"]), table.astype(BFLOAT16))
-    write_hf(params, config, tmp_path / "out", dtype="float32")
+    write_params(params, config, tmp_path / "out", dtype="float32")
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert_same(found, {name: tensor.astype(BFLOAT16).astype(np.float32) for name, tensor in tensors.items()})
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
@@ -110,7 +110,7 @@ def test_slices_equal_the_whole(style, seed, tmp_path):
         expected[tuple(slice(size) for size in whole[path].shape)] = whole[path]
         np.testing.assert_array_equal(np.asarray(leaf), expected, err_msg=path)
     # Written from the shards, without the padding.
-    write_hf(params, config, tmp_path / "out")
+    write_params(params, config, tmp_path / "out")
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), tensors)
 
 
@@ -118,7 +118,7 @@ def test_shards_with_an_index(tmp_path):
     config = small_config()
     tensors = random_tensors(config)
     params = read_params(write_checkpoint(tmp_path / "in", config, tensors), abstract(config), config)
-    write_hf(params, config, tmp_path / "out", max_shard_bytes=100_000)
+    write_params(params, config, tmp_path / "out", max_shard_bytes=100_000)
     shards = sorted(tmp_path.glob("out/*.safetensors"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(shards) > 2 and {file.name for file in shards} == set(index["weight_map"].values())
@@ -135,7 +135,7 @@ def test_companion_files(tmp_path):
     for name in ("tokenizer.json", "preprocessor_config.json", "generation_config.json", "notes.txt"):
         (source / name).write_text(f'{{"name": "{name}"}}')
     params = read_params(source, abstract(config), config)
-    write_hf(params, config, tmp_path / "copied", copy_from=source)
+    write_params(params, config, tmp_path / "copied", copy_from=source)
     names = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "generation_config.json"}
     assert {file.name for file in (tmp_path / "copied").iterdir()} == names
 
@@ -145,7 +145,7 @@ def test_complete_or_not_there(tmp_path, monkeypatch):
     params = read_params(write_checkpoint(tmp_path / "in", config, random_tensors(config)), abstract(config), config)
     monkeypatch.setattr("ivl3_jax.conversion.writer.to_hf", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_hf(params, config, tmp_path / "out")
+        write_params(params, config, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 
@@ -154,9 +154,9 @@ def test_refusals(tmp_path):
     source = write_checkpoint(tmp_path / "in", config, random_tensors(config))
     params = read_params(source, abstract(config), config)
     with pytest.raises(FileExistsError, match="not empty"):
-        write_hf(params, config, source)
+        write_params(params, config, source)
     with pytest.raises(ValueError, match="cannot be written; supported"):
-        write_hf(params, config, tmp_path / "out", dtype="int8")
+        write_params(params, config, tmp_path / "out", dtype="int8")
     tied = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, tie_embeddings=True))
     with pytest.raises(ValueError, match="decoder/head/kernel"):
-        write_hf(params, tied, tmp_path / "out")
+        write_params(params, tied, tmp_path / "out")

@@ -8,7 +8,7 @@ import pytest
 from ivl3_jax.config import PRESETS, InternVLConfig
 from ivl3_jax.conversion.names import parameters
 from ivl3_jax.conversion.reader import read_params, resolve_tying
-from ivl3_jax.conversion.writer import write_hf
+from ivl3_jax.conversion.writer import write_params
 from ivl3_jax.hf_config import read_config, to_hf
 from tests.conversion.checkpoints import BFLOAT16, abstract
 from tests.parity.reference import tiny
@@ -38,7 +38,7 @@ def test_transformers_opens_what_we_write(style, tied, dtype, torch, transformer
     config = read_config(source)
     assert config.decoder.tie_embeddings == tied
     params = read_params(source, abstract(config, BFLOAT16 if dtype == "bfloat16" else np.float32), config)
-    write_hf(params, config, tmp_path / "out", max_shard_bytes=400_000, copy_from=source)
+    write_params(params, config, tmp_path / "out", max_shard_bytes=400_000, copy_from=source)
 
     load = transformers.InternVLForConditionalGeneration.from_pretrained
     first = load(source)

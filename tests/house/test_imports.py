@@ -12,7 +12,17 @@ ROOT = Path(__file__).parents[2]
 MODEL_LIBRARIES = {"flax", "jax", "jaxlib", "optax", "orbax"}
 REFERENCE = {"torch", "torchvision", "transformers"}
 # What a plain `import ivl3_jax` and every worker of the data engine may load.
-WITHOUT_JAX = ("__init__.py", "batch.py", "config.py", "hf_config.py", "data/", "cli/__init__.py", "cli/main.py")
+WITHOUT_JAX = (
+    "__init__.py",
+    "batch.py",
+    "config.py",
+    "config_fields.py",
+    "hf_config.py",
+    "original_config.py",
+    "data/",
+    "cli/__init__.py",
+    "cli/main.py",
+)
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess:

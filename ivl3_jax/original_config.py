@@ -1,0 +1,201 @@
+"""config.json of the authors' original ("remote code") layout, read into an InternVLConfig and written from one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.config_fields import Fields
+
+MODEL_TYPE = "internvl_chat"
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+QWEN_IMAGE_TOKEN = 151667  # of every published size with a Qwen2.5 decoder
+# The decoder's class in `llm_config.architectures`, and our name of it.
+ARCHITECTURES = {
+    "Qwen2ForCausalLM": "qwen2",
+    "InternLM2ForCausalLM": "internlm2",
+    "InternLM3ForCausalLM": "internlm3",
+}
+
+
+def image_token_id(directory: str | Path) -> int | None:
+    """The id of `<IMG_CONTEXT>` in a directory's tokenizer files, None if they do not say."""
+    directory = Path(directory)
+
+    def content(name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((directory / name).read_bytes())
+        except (OSError, ValueError):
+            return {}  # the tokenizer's own reader complains
+        return found if isinstance(found, dict) else {}
+
+    added = content("added_tokens.json").get(IMAGE_TOKEN)
+    listed = [token.get("id") for token in content("tokenizer.json").get("added_tokens", []) if _is_image(token)]
+    decoder = content("tokenizer_config.json").get("added_tokens_decoder", {})
+    decoded = [int(number) for number, token in decoder.items() if _is_image(token) and number.isdigit()]
+    return next((found for found in (added, *listed, *decoded) if isinstance(found, int)), None)
+
+
+def _is_image(token: Any) -> bool:
+    return isinstance(token, dict) and token.get("content") == IMAGE_TOKEN
+
+
+def from_original(
+    fields: dict[str, Any], image_token: int | None = None, file: str | Path = "config.json"
+) -> InternVLConfig:
+    """Builds from the fields of an original config.json.
+
+    Args:
+        image_token: id of `<IMG_CONTEXT>`, which the authors' files do not state, see `image_token_id`.
+        file: named in errors.
+
+    Raises:
+        ValueError: a field is missing, unsupported or contradictory; or the image token is not known.
+    """
+    top = Fields(fields, str(file))
+    vision, text = top.section("vision_config"), top.section("llm_config")
+    top.expect("ps_version", ("v2",), "the order of pixel unshuffle", absent="v2")
+    vision.expect("hidden_act", ("gelu",), absent="gelu")
+    text.expect("hidden_act", ("silu",), absent="silu")
+    text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
+    text.expect("bias", (False,), absent=False)
+    architecture = (text.get("architectures") or [None])[0]
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{file}: llm_config.architectures is {text.get('architectures')!r}; supported: {', '.join(ARCHITECTURES)}"
+        )
+    family = ARCHITECTURES[architecture]
+    if image_token is None and "img_context_token_id" in fields:
+        image_token = top.whole("img_context_token_id", 0)
+    if image_token is None and family != "qwen2":
+        raise ValueError(
+            f"{Path(file).parent}: no tokenizer file says which id {IMAGE_TOKEN} has; added_tokens.json or "
+            "tokenizer_config.json of the checkpoint does"
+        )
+    ratio = top.number("downsample_ratio")
+    if ratio <= 0 or (1 / ratio) % 1:
+        raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
+    heads, width, rope = text.whole("num_attention_heads"), text.whole("hidden_size"), text.rope()
+    layers = vision.whole("num_hidden_layers")
+    selected = top.whole("select_layer", None) if "select_layer" in fields else -1
+    vision_config: dict[str, Any] = {
+        "layers": layers,
+        "width": vision.whole("hidden_size"),
+        "heads": vision.whole("num_attention_heads"),
+        "mlp": vision.whole("intermediate_size"),
+        "image_size": top.whole("force_image_size") if fields.get("force_image_size") else vision.square("image_size"),
+        "patch_size": vision.square("patch_size"),
+        "norm": vision.get("norm_type"),
+        "norm_eps": vision.number("layer_norm_eps"),
+        "qk_norm": vision.flag("qk_normalization"),
+        "qkv_bias": vision.flag("qkv_bias"),
+        "layer_scale": vision.number("initializer_factor", 0.1),
+        "drop_path": vision.number("drop_path_rate", 0.0),
+        "initializer_range": vision.number("initializer_range", 0.02),
+    }
+    decoder_config: dict[str, Any] = {
+        "layers": text.whole("num_hidden_layers"),
+        "width": width,
+        "heads": heads,
+        "kv_heads": text.whole("num_key_value_heads"),
+        "head_dim": width // heads if text.fields.get("head_dim") is None else text.whole("head_dim"),
+        "mlp": text.whole("intermediate_size"),
+        "vocab": text.whole("vocab_size"),
+        "rope_theta": rope.number("rope_theta"),
+        "max_positions": text.whole("max_position_embeddings"),
+        "norm_eps": text.number("rms_norm_eps"),
+        "qkv_bias": family == "qwen2",
+        "tie_embeddings": text.flag("tie_word_embeddings", False),
+        "initializer_range": text.number("initializer_range", 0.02),
+        "family": family,
+    }
+    if family != "qwen2":
+        text.expect("qkv_bias", (False,), absent=False)
+    try:
+        return InternVLConfig(
+            VisionConfig(**vision_config),
+            ProjectorConfig(downsample=round(1 / ratio)),
+            DecoderConfig(
+                rope_scaling=RopeScaling(rope.get("rope_type"), rope.number("factor", 1.0)), **decoder_config
+            ),
+            QWEN_IMAGE_TOKEN if image_token is None else image_token,
+            selected,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def to_original(config: InternVLConfig, source: str | Path | None = None) -> dict[str, Any]:
+    """The fields of an original config.json; inverse of `from_original`.
+
+    Args:
+        source: a checkpoint directory; if its config.json is an original one, its other fields are kept.
+    """
+    v, d = config.vision, config.decoder
+    architecture = next(name for name, family in ARCHITECTURES.items() if family == d.family)
+    rope = None if d.rope_scaling.type == "default" else {"type": d.rope_scaling.type, "factor": d.rope_scaling.factor}
+    vision = {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        "num_hidden_layers": v.layers,
+        "hidden_size": v.width,
+        "num_attention_heads": v.heads,
+        "intermediate_size": v.mlp,
+        "image_size": v.image_size,
+        "patch_size": v.patch_size,
+        "norm_type": v.norm,
+        "layer_norm_eps": v.norm_eps,
+        "qk_normalization": v.qk_norm,
+        "qkv_bias": v.qkv_bias,
+        "initializer_factor": v.layer_scale,
+        "drop_path_rate": v.drop_path,
+        "initializer_range": v.initializer_range,
+        "hidden_act": "gelu",
+    }
+    text = {
+        "architectures": [architecture],
+        "model_type": d.family,
+        "num_hidden_layers": d.layers,
+        "hidden_size": d.width,
+        "num_attention_heads": d.heads,
+        "num_key_value_heads": d.kv_heads,
+        "head_dim": d.head_dim,
+        "intermediate_size": d.mlp,
+        "vocab_size": d.vocab,
+        "rope_theta": d.rope_theta,
+        "rope_scaling": rope,
+        "max_position_embeddings": d.max_positions,
+        "rms_norm_eps": d.norm_eps,
+        "tie_word_embeddings": d.tie_embeddings,
+        "initializer_range": d.initializer_range,
+        "hidden_act": "silu",
+    } | ({} if d.family == "qwen2" else {"bias": False, "qkv_bias": False})
+    top = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": MODEL_TYPE,
+        "downsample_ratio": 1 / config.projector.downsample,
+        "force_image_size": v.image_size,
+        "select_layer": config.select_layer,
+        "ps_version": "v2",
+        "template": "internvl2_5",
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+        "tie_word_embeddings": d.tie_embeddings,
+    }
+    kept = _original_fields(source)
+    if not kept:  # our own addition, for a checkpoint without tokenizer files; the remote code passes over it
+        top["img_context_token_id"] = config.image_token_id
+    merged = {
+        "vision_config": kept.get("vision_config", {}) | vision,
+        "llm_config": kept.get("llm_config", {}) | text,
+    }
+    return top | {name: value for name, value in kept.items() if name not in merged} | merged
+
+
+def _original_fields(source: str | Path | None) -> dict[str, Any]:
+    """An original checkpoint's own config.json, or nothing."""
+    file = None if source is None else Path(source) / "config.json"
+    fields = json.loads(file.read_bytes()) if file and file.is_file() else {}
+    return fields if fields.get("model_type") == MODEL_TYPE else {}
