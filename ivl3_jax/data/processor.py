@@ -3,24 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from ivl3_jax.batch import IGNORE, Batch, empty_batch
-from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
+from ivl3_jax.config import InternVLConfig
 from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
 from ivl3_jax.data.template import ChatTemplate
-from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REQUIRED, Tokenizer, read_json
+from ivl3_jax.data.tile_bounds import FEWEST, MOST, tile_bounds
+from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REQUIRED, Tokenizer
 from ivl3_jax.hf_config import read_config
 
 # These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
 RESERVED = (*REQUIRED, "<video>")
-
-# What the model's own normalisation of tiles and Pillow's bicubic resize assume of a preprocessor file.
-ASSUMED = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD), "resample": 3}
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Processor:
     template: ChatTemplate
     tile_size: int
     tile_tokens: int
-    min_tiles: int = 1
-    max_tiles: int = 12
+    min_tiles: int = FEWEST
+    max_tiles: int = MOST
     thumbnail: bool = True
     vocab: int | None = None
 
@@ -56,14 +54,14 @@ class Processor:
     def from_directory(
         cls, directory: str | Path, template: ChatTemplate | None = None, config: InternVLConfig | None = None
     ) -> Self:
-        """Reads a checkpoint directory in the `-hf` layout.
+        """Reads a checkpoint directory in either layout.
 
-        tokenizer.json is needed, and config.json unless `config` is given instead. generation_config.json gives further
+        Its tokenizer is needed, and config.json unless `config` is given instead. generation_config.json gives further
         eos ids; the tile bounds come from preprocessor_config.json, or the `image_processor` part of
-        processor_config.json, else they are 1 and 12.
+        processor_config.json, or the original layout's config.json, else they are 1 and 12.
 
         Raises:
-            FileNotFoundError: config.json or tokenizer.json is missing.
+            FileNotFoundError: config.json or the tokenizer is missing.
             ValueError: a file is malformed, or two files disagree; the message names them.
         """
         directory = Path(directory)
@@ -76,7 +74,7 @@ class Processor:
                 f"{IMAGE_CONTEXT} has the id {tokenizer.id(IMAGE_CONTEXT)}; they must be equal"
             )
         size, vocab = config.vision.image_size, config.decoder.vocab
-        bounds = _tile_bounds(directory, size, config.tile_tokens)
+        bounds = tile_bounds(directory, size, config.tile_tokens)
         return cls(tokenizer, template or ChatTemplate(), size, config.tile_tokens, *bounds, vocab=vocab)
 
     def encode(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
@@ -253,34 +251,3 @@ def _spell_out(message: Message, blocks: Iterator[str]) -> Message:
 
 def _at(sample: Sample, error: ValueError) -> ValueError:
     return ValueError(f"{sample.where}: {error}" if sample.where else str(error))
-
-
-def _tile_bounds(directory: Path, tile_size: int, tile_tokens: int) -> tuple[int, int]:
-    """(min_tiles, max_tiles) of the processor files, whose other fields are checked against the model."""
-    file = directory / "processor_config.json"
-    outer = read_json(file)
-    stated = outer.get("image_seq_length", tile_tokens)
-    if stated != tile_tokens:
-        raise ValueError(
-            f"{file}: image_seq_length is {stated!r}, but config.json makes {tile_tokens} tokens of a tile"
-        )
-    inner: Any = outer.get("image_processor", {})
-    if (directory / "preprocessor_config.json").is_file():
-        file = directory / "preprocessor_config.json"
-        inner = read_json(file)
-    if not isinstance(inner, dict):
-        raise ValueError(f"{file}: image_processor is {inner!r}; it must be an object")
-    size = inner.get("size", tile_size)
-    sides = size if isinstance(size, dict) else {"height": size, "width": size}
-    if sides.get("height") != tile_size or sides.get("width") != tile_size:
-        raise ValueError(f"{file}: size is {size!r}, but config.json has tiles of {tile_size} x {tile_size} pixels")
-    for field, value in ASSUMED.items():
-        if inner.get(field, value) != value:
-            raise ValueError(f"{file}: {field} is {inner[field]!r}; only InternVL's {value} can be used")
-    bounds = inner.get("min_patches", Processor.min_tiles), inner.get("max_patches", Processor.max_tiles)
-    if not all(type(bound) is int for bound in bounds) or not 1 <= bounds[0] <= bounds[1]:
-        raise ValueError(
-            f"{file}: min_patches is {bounds[0]!r} and max_patches {bounds[1]!r}; they must be integers with "
-            "1 <= min_patches <= max_patches"
-        )
-    return bounds

@@ -1,11 +1,11 @@
-"""The tokenizer of a checkpoint, read from its tokenizer.json by the `tokenizers` library."""
+"""The tokenizer of a checkpoint."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
+
+from ivl3_jax.data.tokenizer_files import SETTINGS, read_json, read_tokenizer
 
 IMAGE_START = "<img>"
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
@@ -57,26 +57,14 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json, and where present tokenizer_config.json (bos) and generation_config.json (eos).
+        """Reads the files of `tokenizer_files`, and where present generation_config.json (eos).
 
         Raises:
-            FileNotFoundError: there is no tokenizer.json.
+            FileNotFoundError: there is no tokenizer.
             ValueError: it cannot be read, or lacks a needed token.
         """
-        directory = Path(directory)
-        file = directory / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{directory}: has no tokenizer.json, the only tokenizer format read here. transformers writes one: "
-                "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
-            )
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"{file}: not a tokenizer that `tokenizers` {tokenizers.__version__} reads ({error})"
-            ) from error
-        return cls(tokenizer, _eos_ids(directory), _bos_id(directory, tokenizer), str(file))
+        tokenizer, file = read_tokenizer(directory)
+        return cls(tokenizer, _eos_ids(Path(directory)), _bos_id(Path(directory), tokenizer), str(file))
 
     def __len__(self) -> int:
         """The size of the vocabulary, special tokens included."""
@@ -105,23 +93,6 @@ class Tokenizer:
         return self._tokenizer.token_to_id(token) is not None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an empty one if there is no such file.
-
-    Raises:
-        ValueError: the file is not a JSON object.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: holds a JSON {type(found).__name__}; it must be an object")
-    return found
-
-
 def _eos_ids(directory: Path) -> list[int]:
     file = directory / "generation_config.json"
     found = read_json(file).get("eos_token_id")
@@ -133,7 +104,7 @@ def _eos_ids(directory: Path) -> list[int]:
 
 def _bos_id(directory: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
     """The id of bos_token if tokenizer_config.json asks for it in front of sequences (InternLM), else None (Qwen)."""
-    file = directory / "tokenizer_config.json"
+    file = directory / SETTINGS
     settings = read_json(file)
     if not settings.get("add_bos_token"):
         return None
@@ -141,5 +112,5 @@ def _bos_id(directory: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
     token = token.get("content") if isinstance(token, dict) else token
     found = tokenizer.token_to_id(token) if isinstance(token, str) else None
     if found is None:
-        raise ValueError(f"{file}: add_bos_token is set, but bos_token {token!r} is not in tokenizer.json")
+        raise ValueError(f"{file}: add_bos_token is set, but bos_token {token!r} is no token")
     return found
