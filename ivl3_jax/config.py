@@ -112,7 +112,8 @@ class ProjectorConfig:
 class RopeScaling:
     """How rotary frequencies change past the trained length.
 
-    `dynamic` (NTK) leaves them alone up to `max_positions`, so both types agree there; longer rows are refused.
+    `dynamic` (NTK) leaves them alone up to `max_positions`, so both types agree there; beyond, they are a function of
+    the row's length, up to `factor` times `max_positions`. `default` refuses longer rows.
     """
 
     type: Literal["default", "dynamic"] = "default"
@@ -157,6 +158,12 @@ class DecoderConfig:
         _divides(self, "heads", "kv_heads")
         if self.head_dim % 2:
             raise ValueError(f"DecoderConfig.head_dim is {self.head_dim}; rotary embeddings need an even number")
+
+    @property
+    def longest_row(self) -> int:
+        """Positions that a row may have: the trained length, and what dynamic NTK adds to it."""
+        stretched = self.rope_scaling.factor if self.rope_scaling.type == "dynamic" else 1
+        return int(self.max_positions * max(1, stretched))
 
 
 @dataclass(frozen=True)

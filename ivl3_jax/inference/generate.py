@@ -53,7 +53,7 @@ class Generator:
         Rows may differ in length and images. Stop by leaving the iterator.
 
         Raises:
-            ValueError: no prompt, or a prompt and its answer would pass the decoder's trained length.
+            ValueError: no prompt, or a prompt and its answer would pass the decoder's longest row.
         """
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         self._check(lengths, max_new_tokens)
@@ -114,11 +114,11 @@ class Generator:
             raise ValueError("there is no prompt; give at least one")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        longest, limit = int(lengths.max()), self.config.decoder.max_positions
+        longest, limit = int(lengths.max()), self.config.decoder.longest_row
         if longest + max_new_tokens > limit:
             raise ValueError(
                 f"the prompt has {longest} tokens and the answer may have {max_new_tokens}; together they pass the "
-                f"{limit} positions the model was trained for: use fewer or smaller images, or a lower max_new_tokens"
+                f"{limit} positions that the model takes: use fewer or smaller images, or a lower max_new_tokens"
             )
 
     def _module(self, params: Any = None) -> InternVL:

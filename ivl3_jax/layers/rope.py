@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivl3_jax.layers.parameter import accumulation_dtype
-
 Rope = tuple[jax.Array, jax.Array]
 
 
@@ -15,18 +13,40 @@ def inverse_frequencies(head_dim: int, theta: float, dtype: jnp.dtype) -> np.nda
     return (1.0 / np.asarray(theta, dtype) ** exponents).astype(dtype)
 
 
-def rope_table(positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype) -> Rope:
+def dynamic_inverse_frequencies(
+    length: jax.Array, head_dim: int, theta: float, factor: float, trained: int, dtype: jnp.dtype
+) -> jax.Array:
+    """`inverse_frequencies` stretched for rows beyond the trained length: dynamic NTK, a pure function of the length.
+
+    theta grows by (factor · length / trained - (factor - 1))^(head_dim / (head_dim - 2)), as in transformers and in
+    InternLM's own code; up to `trained` positions it stays.
+
+    Args:
+        length: [B], positions of each row.
+
+    Returns:
+        [B, head_dim / 2] in `dtype`.
+    """
+    plain = inverse_frequencies(head_dim, theta, dtype)
+    stretch = (factor * length.astype(dtype) / trained - (factor - 1)) ** (head_dim / (head_dim - 2))
+    exponents = np.arange(0, head_dim, 2).astype(dtype) / np.asarray(head_dim, dtype)
+    stretched = 1 / (theta * jnp.maximum(stretch, 1)[:, None]) ** exponents
+    return jnp.where(length[:, None] > trained, stretched, plain)
+
+
+def rope_table(positions: jax.Array, inverse_frequencies: np.ndarray | jax.Array, dtype: jnp.dtype) -> Rope:
     """Cosines and sines of the rotation angles.
 
     Args:
         positions: [B, S], any real numbers. Never rounded to less than float32: bf16 holds integers to 256 only.
+        inverse_frequencies: [head_dim / 2], or [B, head_dim / 2].
         dtype: of the activations that will be rotated.
 
     Returns:
         (cos, sin), each [B, S, head_dim / 2] in `dtype`.
     """
-    accumulate = accumulation_dtype(dtype)
-    angles = positions.astype(accumulate)[..., None] * inverse_frequencies(head_dim, theta, accumulate)
+    positions = positions.astype(inverse_frequencies.dtype)[..., None]
+    angles = positions * (inverse_frequencies if inverse_frequencies.ndim == 1 else inverse_frequencies[:, None])
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 

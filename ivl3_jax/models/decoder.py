@@ -12,8 +12,8 @@ from ivl3_jax.layers.attention import Attention, KeysValues
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.mlp import SwiGLU
 from ivl3_jax.layers.norm import RMSNorm
-from ivl3_jax.layers.parameter import Initializer, normal, padded, parameter
-from ivl3_jax.layers.rope import Rope, rope_table
+from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, padded, parameter
+from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_frequencies, rope_table
 from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.plan import Rules
 
@@ -110,7 +110,7 @@ class Decoder(nnx.Module):
         """
         with scope("decoder"):
             tap("embed", x)
-            rope = self.rope(positions, x.dtype)
+            rope = self.rope(positions, x.shape[1], x.dtype)
             with scope("layers"):
                 x = stack.run(self.layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
             return tap("norm", self.norm(x))
@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
         Returns:
             Hidden states [B, S, D] before the final norm, and the cache of each layer.
         """
-        rope = self.rope(positions, x.dtype)
+        rope = self.rope(positions, x.shape[1], x.dtype)
         cache = []
         for layer in self.layers:
             x, keys_values = layer(x, rope, segment_ids)
@@ -135,17 +135,27 @@ class Decoder(nnx.Module):
         self, x: jax.Array, positions: jax.Array, cache: list[Cache], lengths: jax.Array
     ) -> tuple[jax.Array, list[Cache]]:
         """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
-        rope = self.rope(positions, x.dtype)
+        rope = self.rope(positions, cache[0].keys.shape[-1], x.dtype)
         extended = []
         for layer, filled in zip(self.layers, cache, strict=True):
             x, filled = layer.step(x, rope, filled, lengths)
             extended.append(filled)
         return x, extended
 
-    def rope(self, positions: jax.Array, dtype: jnp.dtype) -> Rope:
-        """Rotation tables of positions [B, S]."""
+    def rope(self, positions: jax.Array, room: int, dtype: jnp.dtype) -> Rope:
+        """Rotation tables of positions [B, S] in rows of at most `room`.
+
+        In a row longer than the trained length the frequencies depend on its last position, where the config says so.
+        """
+        config, accumulate = self.config, accumulation_dtype(dtype)
         positions = reshard(positions, self.rules.activation(*INSIDE))
-        return rope_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        shape = config.head_dim, config.rope_theta
+        if config.rope_scaling.type == "default" or room <= config.max_positions:
+            return rope_table(positions, inverse_frequencies(*shape, accumulate), dtype)
+        length, factor = positions.max(axis=1) + 1, config.rope_scaling.factor
+        return rope_table(
+            positions, dynamic_inverse_frequencies(length, *shape, factor, config.max_positions, accumulate), dtype
+        )
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
         """[D, V], the transposed embedding table where it is tied, laid out for use."""

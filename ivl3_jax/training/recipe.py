@@ -32,10 +32,9 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
     processor = adapt(processor, recipe.data)
-    if recipe.data.tokens > model.config.decoder.max_positions:
+    if recipe.data.tokens > model.config.decoder.longest_row:
         raise ValueError(
-            f"data.tokens is {recipe.data.tokens}; the decoder was trained for {model.config.decoder.max_positions} "
-            "positions at most"
+            f"data.tokens is {recipe.data.tokens}; the decoder takes {model.config.decoder.longest_row} positions at most"
         )
     samples = read_jsonl(recipe.data.annotation, recipe.data.root)
     data = recipe.data

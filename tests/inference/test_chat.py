@@ -135,7 +135,7 @@ def test_images_that_do_not_fit(chat, picture, tmp_path):
 
 
 def test_too_long(chat):
-    with pytest.raises(ValueError, match="together they pass the 512 positions the model was trained for"):
+    with pytest.raises(ValueError, match="together they pass the 512 positions that the model takes"):
         chat.ask("Why? " * 20, max_new_tokens=480)
 
 
