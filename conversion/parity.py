@@ -82,7 +82,7 @@ def run_alone(model: Model, batch: Batch, theirs: dict[str, np.ndarray]) -> dict
             with taps.collect() as projected:
                 module.projector.from_unshuffled(theirs["projector/unshuffle"])
             found |= projected
-        rope = module.decoder.rope(batch.positions, module.dtype)
+        rope = module.decoder.rope(batch.positions, batch.segment_ids, batch.tokens.shape[1], module.dtype)
         inputs = _inputs(theirs, "decoder")
         found |= _each_layer(
             "decoder", module.decoder.layers, inputs, lambda layer, x: layer(x, rope, batch.segment_ids)
@@ -153,7 +153,7 @@ def check(
     from ivl3_jax.conversion import parity_reference
 
     config = resolve_tying(directory, read_config(directory))
-    length, limit = tokens + tiles * config.tile_tokens, config.decoder.max_positions
+    length, limit = tokens + tiles * config.tile_tokens, config.decoder.longest_row
     if length > limit:
         raise ValueError(f"{tokens} text tokens and {tiles} tiles make {length} positions; the decoder knows {limit}")
     batch = example_batch(config, tokens, tiles, seed)

@@ -28,9 +28,10 @@ def dynamic_inverse_frequencies(
         [B, head_dim / 2] in `dtype`.
     """
     plain = inverse_frequencies(head_dim, theta, dtype)
-    stretch = (factor * length.astype(dtype) / trained - (factor - 1)) ** (head_dim / (head_dim - 2))
+    beyond = jnp.maximum(length, trained).astype(dtype)  # no power of a negative number, not even where it is not used
+    stretch = (factor * beyond / trained - (factor - 1)) ** (head_dim / (head_dim - 2))
     exponents = np.arange(0, head_dim, 2).astype(dtype) / np.asarray(head_dim, dtype)
-    stretched = 1 / (theta * jnp.maximum(stretch, 1)[:, None]) ** exponents
+    stretched = 1 / (theta * stretch[:, None]) ** exponents
     return jnp.where(length[:, None] > trained, stretched, plain)
 
 

@@ -110,7 +110,7 @@ class Decoder(nnx.Module):
         """
         with scope("decoder"):
             tap("embed", x)
-            rope = self.rope(positions, x.shape[1], x.dtype)
+            rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
             with scope("layers"):
                 x = stack.run(self.layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
             return tap("norm", self.norm(x))
@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
         Returns:
             Hidden states [B, S, D] before the final norm, and the cache of each layer.
         """
-        rope = self.rope(positions, x.shape[1], x.dtype)
+        rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
         cache = []
         for layer in self.layers:
             x, keys_values = layer(x, rope, segment_ids)
@@ -135,27 +135,28 @@ class Decoder(nnx.Module):
         self, x: jax.Array, positions: jax.Array, cache: list[Cache], lengths: jax.Array
     ) -> tuple[jax.Array, list[Cache]]:
         """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
-        rope = self.rope(positions, cache[0].keys.shape[-1], x.dtype)
+        rope = self.rope(positions, None, cache[0].keys.shape[-1], x.dtype)
         extended = []
         for layer, filled in zip(self.layers, cache, strict=True):
             x, filled = layer.step(x, rope, filled, lengths)
             extended.append(filled)
         return x, extended
 
-    def rope(self, positions: jax.Array, room: int, dtype: jnp.dtype) -> Rope:
-        """Rotation tables of positions [B, S] in rows of at most `room`.
+    def rope(self, positions: jax.Array, segment_ids: jax.Array | None, room: int, dtype: jnp.dtype) -> Rope:
+        """Rotation tables of positions [B, S] in rows with room for `room`.
 
-        In a row longer than the trained length the frequencies depend on its last position, where the config says so.
+        In a row longer than the trained length the frequencies depend on its last position that is not padding, where
+        the config says so.
         """
         config, accumulate = self.config, accumulation_dtype(dtype)
-        positions = reshard(positions, self.rules.activation(*INSIDE))
-        shape = config.head_dim, config.rope_theta
+        layout = self.rules.activation(*INSIDE)
+        positions, shape = reshard(positions, layout), (config.head_dim, config.rope_theta)
         if config.rope_scaling.type == "default" or room <= config.max_positions:
             return rope_table(positions, inverse_frequencies(*shape, accumulate), dtype)
-        length, factor = positions.max(axis=1) + 1, config.rope_scaling.factor
-        return rope_table(
-            positions, dynamic_inverse_frequencies(length, *shape, factor, config.max_positions, accumulate), dtype
-        )
+        used = positions if segment_ids is None else jnp.where(reshard(segment_ids, layout) > 0, positions, 0)
+        scaling = config.rope_scaling.factor, config.max_positions
+        stretched = dynamic_inverse_frequencies(used.max(axis=1) + 1, *shape, *scaling, accumulate)
+        return rope_table(positions, stretched, dtype)
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
         """[D, V], the transposed embedding table where it is tied, laid out for use."""

@@ -33,9 +33,8 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
     processor = adapt(processor, recipe.data)
     if recipe.data.tokens > model.config.decoder.longest_row:
-        raise ValueError(
-            f"data.tokens is {recipe.data.tokens}; the decoder takes {model.config.decoder.longest_row} positions at most"
-        )
+        most = model.config.decoder.longest_row
+        raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
     samples = read_jsonl(recipe.data.annotation, recipe.data.root)
     data = recipe.data
     stream = batches(

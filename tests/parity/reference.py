@@ -35,9 +35,23 @@ STYLES = {
     },
 }
 
+DECODERS = {
+    "qwen2": {"model_type": "qwen2", "max_position_embeddings": 4096, "rope_theta": 1e6},
+    # InternLM3 as the `-hf` layout has it. Prompts of the tests are longer than its trained length.
+    "llama": {
+        "model_type": "llama",
+        "max_position_embeddings": 200,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e7, "factor": 6.0},
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+}
+
 
 @cache
-def tiny(style: str = "300m", tied: bool = False, seed: int = 0, dtype: str = "float32") -> Path:
+def tiny(
+    style: str = "300m", tied: bool = False, seed: int = 0, dtype: str = "float32", decoder: str = "qwen2"
+) -> Path:
     """A checkpoint directory as transformers writes it, with tokenizer and processor files; made once a process.
 
     Tiles have 56 pixels a side; one is 16 visual tokens in style `300m` and 4 in style `6b`.
@@ -47,6 +61,7 @@ def tiny(style: str = "300m", tied: bool = False, seed: int = 0, dtype: str = "f
         tied: whether the output projection is the embedding.
         seed: of all weights.
         dtype: of the weights in the file.
+        decoder: a key of `DECODERS`.
     """
     import torch
     from transformers import InternVLConfig, InternVLForConditionalGeneration
@@ -63,7 +78,7 @@ def tiny(style: str = "300m", tied: bool = False, seed: int = 0, dtype: str = "f
             "layer_norm_eps": 1e-6,
         },
         text_config={
-            "model_type": "qwen2",
+            **DECODERS[decoder],
             "hidden_size": 96,
             "num_hidden_layers": 3,
             "num_attention_heads": 6,
@@ -71,9 +86,7 @@ def tiny(style: str = "300m", tied: bool = False, seed: int = 0, dtype: str = "f
             "head_dim": 16,
             "intermediate_size": 224,
             "vocab_size": 600,
-            "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
             "tie_word_embeddings": tied,
         },
         image_token_id=tokenizer.token_to_id("<IMG_CONTEXT>"),

@@ -33,6 +33,15 @@ def test_every_tensor_and_gradient(style, tied, dtype):
     assert [d.layer for d in layers] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("tokens", [100, 600])
+def test_internlm_within_and_beyond_its_trained_length(tokens):
+    directory = tiny("300m", decoder="llama")
+    decoder = read_config(directory).decoder
+    assert (decoder.family, decoder.max_positions, decoder.longest_row) == ("internlm2", 200, 1200)
+    report = parity.check(directory, with_gradients=True, tokens=tokens, tiles=2)
+    assert report.ok, report.verdict
+
+
 @pytest.mark.parametrize("style", ["300m", "6b"])
 def test_float64_beside_the_reference_as_it_is(style, torch, transformers):
     """transformers computes norms, softmax and rope in float32 whatever the model's dtype."""

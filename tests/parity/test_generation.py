@@ -61,3 +61,13 @@ def test_greedy_answers(style, torch):
     assert [len(answer) for answer in ours] == [NEW] * len(prompts)
     assert len({token for answer in ours for token in answer}) > 10  # not one token over and over
     assert ours == their_answers(directory, prompts, torch)
+
+
+def test_greedy_answers_beyond_the_trained_length(torch):
+    """Dynamic NTK while the answer grows: keys keep the frequencies of the length at which they were computed."""
+    directory = tiny("300m", decoder="llama")
+    prompt = random_prompt(read_config(directory), np.random.default_rng(5), 150, (1, 1))
+    assert len(prompt) < 200 < len(prompt) + NEW
+    longer = random_prompt(read_config(directory), np.random.default_rng(6), 300, (2,))
+    for one in (prompt, longer):
+        assert Generator(load(directory)).generate([one], NEW, stop=()) == their_answers(directory, [one], torch)
