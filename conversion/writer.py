@@ -5,10 +5,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -46,14 +46,47 @@ class _Tensor:
     name: str
     parameters: tuple[Parameter, ...]
     layer: int
+    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.parameters[0].layout.their_shape
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Layers(Protocol):
+    """Where the layers of parameters come from when a checkpoint is written, one at a time."""
+
+    def dtype(self, parameter: Parameter, number: int) -> np.dtype:
+        """What layer `number` of a parameter is stored in."""
+
+    def read(self, parameter: Parameter, number: int) -> np.ndarray:
+        """Layer `number` of a parameter, [*parameter.layout.our_shape]."""
+
 
 def write_params(
-    params: Mapping[str, Any],
+    params: Mapping[str, Any], config: InternVLConfig, directory: str | Path, *, layout: str = "hf", **options: Any
+) -> None:
+    """Writes parameters as a checkpoint directory; see `write_layers`.
+
+    Args:
+        params: nested dictionary of arrays, wholly addressable by this process; padding of the vocabulary is dropped.
+
+    Raises:
+        ValueError: parameters and config do not fit.
+    """
+    leaves = flatten_dict(dict(params), sep="/")
+    paths = {parameter.path for parameter in parameters(config, layout)}
+    if leaves.keys() != paths:
+        raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ paths)}")
+    write_layers(_Arrays(leaves), config, directory, layout=layout, **options)
+
+
+def write_layers(
+    layers: Layers,
     config: InternVLConfig,
     directory: str | Path,
     *,
@@ -61,48 +94,43 @@ def write_params(
     dtype: str | np.dtype | None = None,
     max_shard_bytes: float = 5e9,
     copy_from: str | Path | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes config.json, safetensors (with an index if there are several) and generation_config.json.
 
     Everything is written beside `directory` under a temporary name and renamed at the end, so that the directory is
-    complete or not there. Tensors are brought to the host one at a time.
+    complete or not there. One tensor is in memory at a time.
 
     Args:
-        params: nested dictionary of arrays, wholly addressable by this process; padding of the vocabulary is dropped.
+        layers: where the values come from.
         config: says which parameters there are.
         directory: must not exist, or be empty.
         layout: one of `names.LAYOUTS`.
-        dtype: of the tensors in the files; by default that of the parameters.
+        dtype: of the tensors in the files; by default each keeps its own.
         max_shard_bytes: a larger checkpoint is split into several files.
         copy_from: a checkpoint directory whose tokenizer and processor files are copied.
+        report: takes the bytes written so far, and those to be written in all.
 
     Raises:
         FileExistsError: `directory` holds something.
-        ValueError: parameters and config do not fit, or the dtype has no name in safetensors.
+        ValueError: a dtype has no name in safetensors, or what one tensor is to hold has several.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists and is not empty; choose another directory, or remove it first")
-    leaves = flatten_dict(dict(params), sep="/")
-    expected = list(parameters(config, layout))
-    if leaves.keys() != {parameter.path for parameter in expected}:
-        paths = {parameter.path for parameter in expected}
-        raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ paths)}")
-    stored = np.dtype(dtype or leaves["decoder/embed/table"].dtype)
-    if stored not in DTYPES.values():
-        raise ValueError(f"dtype {stored} cannot be written; supported: {', '.join(map(str, DTYPES.values()))}")
     holders: dict[str, list[tuple[Parameter, int]]] = {}
-    for parameter in expected:
-        for layer, name in enumerate(parameter.tensors):
-            holders.setdefault(name, []).append((parameter, layer))
-    tensors = [_Tensor(name, tuple(p for p, _ in held), held[0][1]) for name, held in holders.items()]
+    for parameter in parameters(config, layout):
+        for number, name in enumerate(parameter.tensors):
+            holders.setdefault(name, []).append((parameter, number))
+    tensors = [_tensor(name, held, layers, dtype) for name, held in holders.items()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         temporary.chmod(0o777 & ~_umask())
-        _write_weights(temporary, leaves, tensors, stored, max_shard_bytes)
+        _write_weights(temporary, layers, tensors, max_shard_bytes, report)
         fields = to_hf(config) if layout == "hf" else to_original(config, copy_from)
-        _write_json(temporary / "config.json", fields | {"torch_dtype": stored.name})
+        table = next(t for t in tensors if any(p.path == "decoder/embed/table" for p in t.parameters))
+        _write_json(temporary / "config.json", fields | {"torch_dtype": table.dtype.name})
         if copy_from is not None:
             # The remote code of an original checkpoint is the user's own, and goes where its layout goes.
             code = sorted(file.name for file in Path(copy_from).glob("*.py")) if layout == "original" else []
@@ -115,54 +143,86 @@ def write_params(
         raise
 
 
+def _tensor(name: str, held: Sequence[tuple[Parameter, int]], layers: Layers, dtype: str | np.dtype | None) -> _Tensor:
+    parts, (number, *_) = zip(*held, strict=True)
+    found = {np.dtype(dtype) if dtype else layers.dtype(parameter, number) for parameter in parts}
+    if len(found) > 1:
+        raise ValueError(
+            f"{', '.join(p.path for p in parts)} become one tensor, {name}, but have the dtypes "
+            f"{', '.join(sorted(map(str, found)))}; choose one dtype for the file"
+        )
+    (stored,) = found
+    if stored not in DTYPES.values():
+        raise ValueError(f"dtype {stored} cannot be written; supported: {', '.join(map(str, DTYPES.values()))}")
+    return _Tensor(name, parts, number, stored)
+
+
 def _write_weights(
-    directory: Path, leaves: Mapping[str, Any], tensors: Sequence[_Tensor], dtype: np.dtype, max_shard_bytes: float
+    directory: Path,
+    layers: Layers,
+    tensors: Sequence[_Tensor],
+    max_shard_bytes: float,
+    report: Callable[[int, int], None],
 ) -> None:
-    shards = list(_split(tensors, dtype, max_shard_bytes))
-    if len(shards) == 1:
-        _write_shard(directory / SINGLE_FILE, leaves, shards[0], dtype)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(directory / name, leaves, shard, dtype)
-        weight_map |= {tensor.name: name for tensor in shard}
-    total = sum(math.prod(tensor.shape) for tensor in tensors) * dtype.itemsize
-    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    shards = list(_split(tensors, max_shard_bytes))
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [SINGLE_FILE]
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    for name, shard in zip(names, shards, strict=True):
+        for tensor in _write_shard(directory / name, layers, shard):
+            done += tensor.nbytes
+            report(done, total)
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _split(tensors: Iterable[_Tensor], dtype: np.dtype, max_shard_bytes: float) -> Iterator[list[_Tensor]]:
+def _split(tensors: Iterable[_Tensor], max_shard_bytes: float) -> Iterator[list[_Tensor]]:
     """Groups consecutive tensors into files of at most that size (more only if a single tensor is larger)."""
     shard: list[_Tensor] = []
     size = 0
     for tensor in tensors:
-        nbytes = math.prod(tensor.shape) * dtype.itemsize
-        if shard and size + nbytes > max_shard_bytes:
+        if shard and size + tensor.nbytes > max_shard_bytes:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += nbytes
+        size += tensor.nbytes
     yield shard
 
 
-def _write_shard(file: Path, leaves: Mapping[str, Any], tensors: Sequence[_Tensor], dtype: np.dtype) -> None:
+def _write_shard(file: Path, layers: Layers, tensors: Sequence[_Tensor]) -> Iterator[_Tensor]:
+    """Writes one file; yields each tensor when it is written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say so
-    code = next(code for code, known in DTYPES.items() if known == dtype)
+    codes = {dtype: code for code, dtype in DTYPES.items()}
     end = 0
     for tensor in tensors:
-        start, end = end, end + math.prod(tensor.shape) * dtype.itemsize
-        header[tensor.name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [start, end]}
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {"dtype": codes[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that tensors start at a multiple of 8
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = np.empty(tensor.shape, dtype)
+            values = np.empty(tensor.shape, tensor.dtype)
             for parameter in tensor.parameters:
-                parameter.layout.put(_to_host(leaves[parameter.path], parameter, tensor.layer), values)
+                parameter.layout.put(layers.read(parameter, tensor.layer), values)
             stream.write(values.reshape(-1).view(np.uint8).data)
+            yield tensor
         stream.flush()
         os.fsync(stream.fileno())
+
+
+class _Arrays:
+    """The layers of arrays by their paths, on devices or on the host."""
+
+    def __init__(self, leaves: Mapping[str, Any]) -> None:
+        self._leaves = leaves
+
+    def dtype(self, parameter: Parameter, number: int) -> np.dtype:
+        return np.dtype(self._leaves[parameter.path].dtype)
+
+    def read(self, parameter: Parameter, number: int) -> np.ndarray:
+        return _to_host(self._leaves[parameter.path], parameter, number)
 
 
 def _to_host(array: jax.Array | np.ndarray, parameter: Parameter, number: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from ivl3_jax.cli import UsageError
 
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
+    "convert": "ivl3_jax.cli.convert",
     "parity": "ivl3_jax.cli.parity",
     "train": "ivl3_jax.cli.train",
     "demo": "ivl3_jax.cli.demo",

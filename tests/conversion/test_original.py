@@ -8,6 +8,8 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import ivl3_jax
+from ivl3_jax.cli.main import main
+from ivl3_jax.conversion.convert import convert
 from ivl3_jax.conversion.reader import read_params, resolve_tying
 from ivl3_jax.conversion.writer import write_params
 from ivl3_jax.hf_config import read_config
@@ -47,6 +49,52 @@ def test_through_the_other_layout(style, family, tied, tmp_path):
         ivl3_jax.save(model, directory, layout=layout)
     assert_same(load_file(directory / "model.safetensors"), tensors)
     assert read_config(directory) == config
+
+
+@pytest.mark.parametrize(("style", "family", "tied"), [case for case in ALL if case[1] != "internlm3"])
+def test_convert_there_and_back(style, family, tied, tmp_path):
+    """Every tensor in its own dtype; what becomes one tensor has one."""
+    config = small_config(style, tied, family)
+    tensors = random_tensors(config, BFLOAT16)
+    tensors = {name: x.astype(np.float32) if x.ndim == 1 and "proj" not in name else x for name, x in tensors.items()}
+    write_checkpoint(tmp_path / "hf", config, tensors)
+    told = []
+    convert(tmp_path / "hf", tmp_path / "original", layout="original", report=lambda *bytes: told.append(bytes))
+    total = sum(x.nbytes for x in tensors.values())
+    assert told[-1] == (total, total)
+    assert sorted(told) == told
+    assert convert(tmp_path / "original", tmp_path / "back", layout="hf", max_shard_bytes=50_000) == config
+    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    found = {}
+    for name in set(index["weight_map"].values()):
+        found |= load_file(tmp_path / "back" / name)
+    assert_same(found, tensors)
+
+
+def test_parts_of_one_tensor_must_agree_in_dtype(tmp_path):
+    config = small_config()
+    tensors = random_tensors(config)
+    name = "model.vision_tower.encoder.layer.1.attention.k_proj.weight"
+    tensors[name] = tensors[name].astype(BFLOAT16)
+    write_checkpoint(tmp_path / "in", config, tensors)
+    with pytest.raises(
+        ValueError, match=r"become one tensor, .*layers.1.attn.qkv.weight, but have the dtypes bfloat16"
+    ):
+        convert(tmp_path / "in", tmp_path / "out", layout="original")
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "in", tmp_path / "out", layout="original", dtype="float32")
+
+
+def test_the_command(tmp_path, capsys):
+    config = small_config(family="internlm2")
+    source = write_checkpoint(tmp_path / "in", config, random_tensors(config, layout="original"), "original")
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    assert "in the hf layout" in capsys.readouterr().out
+    assert read_config(tmp_path / "out") == config
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert main(["convert", str(source), str(tmp_path / "new"), "--layout", "gguf"]) == 2
+    assert "hf" in capsys.readouterr().err
 
 
 def expected(t, config):

@@ -1,0 +1,52 @@
+"""`ivl3 convert`: a checkpoint from one PyTorch layout to the other."""
+
+from typing import Literal
+
+from ivl3_jax.cli.arguments import parse
+
+HELP = """Converts a checkpoint between the original layout and transformers' `-hf`.
+ivl3 convert InternVL3-1B InternVL3-1B-hf --layout hf
+"""
+
+
+def settings(
+    source: str,
+    destination: str,
+    *,
+    layout: Literal["hf", "original"] = "hf",
+    dtype: Literal["bfloat16", "float32", "float16", "float64"] | None = None,
+) -> None:
+    """The options of `ivl3 convert`.
+
+    Args:
+        source: checkpoint directory in either layout.
+        destination: directory to write; it must not exist, or be empty.
+        layout: of the destination, `original` for the authors' remote code.
+        dtype: of all tensors; by default each keeps its own, and the conversion is exact.
+    """
+
+
+def run(argv: list[str]) -> int:
+    """Converts with a progress bar; returns 0."""
+    chosen = parse(
+        settings,
+        argv,
+        prog="ivl3 convert",
+        description="Writes a checkpoint in another layout, a tensor at a time, with its tokenizer files.",
+        example="ivl3 convert InternVL3-1B InternVL3-1B-hf --layout hf",
+    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from ivl3_jax.conversion.convert import convert
+
+    with Progress("writing", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("writing", total=None)
+        convert(
+            chosen.source,
+            chosen.destination,
+            layout=chosen.layout,
+            dtype=chosen.dtype,
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print(f"{chosen.destination} holds the checkpoint in the {chosen.layout} layout")
+    return 0
