@@ -18,7 +18,9 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion import tolerances
 from ivl3_jax.conversion.checkpoint import load
 from ivl3_jax.conversion.comparison import Difference, Report, compare, difference
+from ivl3_jax.conversion.names import layout_of
 from ivl3_jax.conversion.reader import resolve_tying
+from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.layers import taps
 from ivl3_jax.models.internvl import batch_loss
@@ -153,6 +155,12 @@ def check(
     from ivl3_jax.conversion import parity_reference
 
     config = resolve_tying(directory, read_config(directory))
+    with SafetensorsDirectory(directory) as file:
+        if layout_of(file.tensors) != "hf":
+            raise ValueError(
+                f"{directory} is in the original layout, which transformers does not open; bring it into the other one "
+                "first: ivl3 convert SOURCE DESTINATION --layout hf"
+            )
     length, limit = tokens + tiles * config.tile_tokens, config.decoder.longest_row
     if length > limit:
         raise ValueError(f"{tokens} text tokens and {tiles} tiles make {length} positions; the decoder knows {limit}")

@@ -46,11 +46,11 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="ivl3 chat",
-        description="Asks a checkpoint in transformers' `-hf` layout about pictures.",
+        description="Asks a checkpoint about pictures.",
         epilog='example: ivl3 chat InternVL3-1B-hf photo.jpg "What is written here?"',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("directory", help="checkpoint: config.json, safetensors weights, tokenizer.json")
+    parser.add_argument("directory", help="checkpoint: config.json, safetensors weights, tokenizer")
     parser.add_argument(
         "inputs",
         nargs="+",
