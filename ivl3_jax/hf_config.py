@@ -34,7 +34,7 @@ def read_config(directory: str | Path) -> InternVLConfig:
 def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternVLConfig:
     """Builds from the fields of an `-hf` config.json; `file` is named in errors."""
     top = Fields(fields, str(file))
-    top.expect("model_type", ("internvl", ORIGINAL), "the `-hf` and the original layout")
+    top.expect("model_type", ("internvl",), f"the `-hf` layout; {ORIGINAL!r} is the original one")
     vision, text = top.section("vision_config"), top.section("text_config")
     text.expect("model_type", ("qwen2", "llama"), "Qwen2.5, and InternLM3 in Llama's form")
     text.expect("attention_bias", (False,), absent=False)
