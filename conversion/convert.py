@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion.lora import open_weights
 from ivl3_jax.conversion.names import Parameter, layout_of, parameters
 from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
@@ -37,7 +38,7 @@ def convert(
         FileNotFoundError, FileExistsError, ValueError: as `read_params` and `write_layers`.
     """
     config = resolve_tying(source, read_config(source))
-    with SafetensorsDirectory(source) as file:
+    with open_weights(source) as file:
         write_layers(
             _Directory(file, config),
             config,

@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.layout import CHUNK_BYTES, Index
+from ivl3_jax.conversion.lora import open_weights
 from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, layout_of, parameters
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 
@@ -41,7 +42,7 @@ def read_params(directory: str | Path, abstract: Mapping[str, Any], config: Inte
         ValueError: tensors are missing, surplus or misshapen, of an unsupported dtype, or a file is broken.
     """
     leaves = flatten_dict(abstract, sep="/")
-    with SafetensorsDirectory(directory) as file:
+    with open_weights(directory) as file:
         expected = {parameter.path: parameter for parameter in parameters(config, layout_of(file.tensors))}
         if leaves.keys() != expected.keys():
             raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ expected.keys())}")
@@ -59,7 +60,7 @@ def resolve_tying(directory: str | Path, config: InternVLConfig) -> InternVLConf
     """
     if not config.decoder.tie_embeddings:
         return config
-    with SafetensorsDirectory(directory) as file:
+    with open_weights(directory) as file:
         names, (table, head) = _spellings(file), _table_and_head(config, layout_of(file.tensors))
         if head not in names or table not in names or _equal(file, names[head], names[table]):
             return config

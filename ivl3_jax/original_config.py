@@ -187,6 +187,8 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
     kept = _original_fields(source)
     if not kept:  # our own addition, for a checkpoint without tokenizer files; the remote code passes over it
         top["img_context_token_id"] = config.image_token_id
+    # Adapters were merged when the weights were read.
+    kept |= {name: 0 for name in ("use_backbone_lora", "use_llm_lora") if name in kept}
     merged = {
         "vision_config": kept.get("vision_config", {}) | vision,
         "llm_config": kept.get("llm_config", {}) | text,
