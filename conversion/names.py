@@ -96,6 +96,14 @@ def _decoder_qkv_bias(config: InternVLConfig) -> bool:
     return config.decoder.qkv_bias
 
 
+def _decoder_out_bias(config: InternVLConfig) -> bool:
+    return config.decoder.out_bias
+
+
+def _decoder_mlp_bias(config: InternVLConfig) -> bool:
+    return config.decoder.mlp_bias
+
+
 def _untied(config: InternVLConfig) -> bool:
     return not config.decoder.tie_embeddings
 
@@ -134,9 +142,9 @@ def _decoder_qkv(name: str, separate: str, fused: str) -> list[Row]:
     return _linear(f"decoder/layers/attention/{name}", *names, patterns=patterns, bias=_decoder_qkv_bias)
 
 
-def _decoder(path: str, name: str, internlm2: str, pattern: str) -> list[Row]:
+def _decoder(path: str, name: str, internlm2: str, pattern: str, bias: Condition) -> list[Row]:
     names = f"{_BLOCK}.{name}", f"{_BLOCK_O}.{name}", f"{_BLOCK_O}.{internlm2}"
-    return _linear(f"decoder/layers/{path}", *names, patterns=pattern)
+    return _linear(f"decoder/layers/{path}", *names, patterns=pattern, bias=bias)
 
 
 ROWS: tuple[Row, ...] = (
@@ -199,16 +207,16 @@ ROWS: tuple[Row, ...] = (
     *_decoder_qkv("q", _QKV, _WQKV[0]),
     *_decoder_qkv("k", _GROUPED, _WQKV[1]),
     *_decoder_qkv("v", _GROUPED, _WQKV[2]),
-    *_decoder("attention/out", "self_attn.o_proj", "attention.wo", _OUT),
+    *_decoder("attention/out", "self_attn.o_proj", "attention.wo", _OUT, _decoder_out_bias),
     *_norm(
         "decoder/layers/norm2",
         f"{_BLOCK}.post_attention_layernorm",
         f"{_BLOCK_O}.post_attention_layernorm",
         f"{_BLOCK_O}.ffn_norm",
     ),
-    *_decoder("mlp/gate", "mlp.gate_proj", "feed_forward.w1", _UP),
-    *_decoder("mlp/up", "mlp.up_proj", "feed_forward.w3", _UP),
-    *_decoder("mlp/down", "mlp.down_proj", "feed_forward.w2", _DOWN),
+    *_decoder("mlp/gate", "mlp.gate_proj", "feed_forward.w1", _UP, _decoder_mlp_bias),
+    *_decoder("mlp/up", "mlp.up_proj", "feed_forward.w3", _UP, _decoder_mlp_bias),
+    *_decoder("mlp/down", "mlp.down_proj", "feed_forward.w2", _DOWN, _decoder_mlp_bias),
     *_norm("decoder/norm", f"{_LLM}.norm", f"{_LLM_O}.norm", f"{_LLM_O}.norm"),
     _row(
         "decoder/head/kernel",

@@ -131,6 +131,7 @@ class DecoderConfig:
     Attributes:
         layers, width, heads, kv_heads, head_dim, mlp, vocab: sizes; vocab is the number of embedding rows.
         rope_theta: base of the rotary frequencies. max_positions: the trained length in tokens.
+        qkv_bias, out_bias, mlp_bias: which projections have biases; Qwen2.5's q, k and v do, InternLM has variants.
         tie_embeddings: the output projection is the embedding table.
         initializer_range: standard deviation of freshly initialised kernels.
         family: whose class it is in checkpoints, which decides names and model type there.
@@ -148,6 +149,8 @@ class DecoderConfig:
     max_positions: int = 32768
     norm_eps: float = 1e-6
     qkv_bias: bool = True
+    out_bias: bool = False
+    mlp_bias: bool = False
     tie_embeddings: bool = False
     initializer_range: float = 0.02
     family: Literal["qwen2", "internlm2", "internlm3"] = "qwen2"

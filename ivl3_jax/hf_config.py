@@ -37,8 +37,6 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
     top.expect("model_type", ("internvl",), f"the `-hf` layout; {ORIGINAL!r} is the original one")
     vision, text = top.section("vision_config"), top.section("text_config")
     text.expect("model_type", ("qwen2", "llama"), "Qwen2.5, and InternLM3 in Llama's form")
-    text.expect("attention_bias", (False,), absent=False)
-    text.expect("mlp_bias", (False,), absent=False)
     top.expect("projector_hidden_act", ("gelu",), absent="gelu")
     top.expect("vision_feature_select_strategy", ("default",), "dropping CLS", absent="default")
     vision.expect("hidden_act", ("gelu",), absent="gelu")
@@ -52,10 +50,11 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
     tied = (top if "tie_word_embeddings" in fields else text).flag("tie_word_embeddings")
     rope = text.rope()
+    qwen = text.get("model_type") == "qwen2"
     heads, width = text.whole("num_attention_heads"), text.whole("hidden_size")
     # Some writers state null where each head has its share of the width.
     head_dim = width // heads if text.fields.get("head_dim") is None else text.whole("head_dim")
-    vision_config = {
+    vision_config: dict[str, Any] = {
         "layers": vision.whole("num_hidden_layers"),
         "width": vision.whole("hidden_size"),
         "heads": vision.whole("num_attention_heads"),
@@ -70,7 +69,7 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "drop_path": vision.number("drop_path_rate", 0.0),
         "initializer_range": vision.number("initializer_range", 0.02),
     }
-    decoder_config = {
+    decoder_config: dict[str, Any] = {
         "layers": text.whole("num_hidden_layers"),
         "width": width,
         "heads": heads,
@@ -81,10 +80,12 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "rope_theta": rope.number("rope_theta"),
         "max_positions": text.whole("max_position_embeddings"),
         "norm_eps": text.number("rms_norm_eps"),
-        "qkv_bias": text.get("model_type") == "qwen2",
+        "qkv_bias": qwen or text.flag("attention_bias", False),
+        "out_bias": not qwen and text.flag("attention_bias", False),
+        "mlp_bias": not qwen and text.flag("mlp_bias", False),
         "tie_embeddings": tied,
         "initializer_range": text.number("initializer_range", 0.02),
-        "family": "qwen2" if text.get("model_type") == "qwen2" else "internlm2",
+        "family": "qwen2" if qwen else "internlm2",
     }
     image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
     factor = rope.number("factor", 1.0)
@@ -102,8 +103,18 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
 
 
 def to_hf(config: InternVLConfig) -> dict[str, Any]:
-    """The fields of an `-hf` config.json that transformers (4.52 and later) reads; inverse of `from_hf`."""
+    """The fields of an `-hf` config.json that transformers (4.52 and later) reads; inverse of `from_hf`.
+
+    Raises:
+        ValueError: the decoder's biases have no `-hf` form.
+    """
     v, d = config.vision, config.decoder
+    qwen = d.family == "qwen2"
+    if (d.qkv_bias, d.out_bias, d.mlp_bias) != (True, False, False) if qwen else d.qkv_bias != d.out_bias:
+        raise ValueError(
+            f"a {d.family} decoder with qkv_bias {d.qkv_bias}, out_bias {d.out_bias} and mlp_bias {d.mlp_bias} has no "
+            "`-hf` form: transformers' Qwen2 has biases of q, k and v only, its Llama of all four projections or none"
+        )
     rope = {"rope_theta": d.rope_theta, "rope_type": d.rope_scaling.type}
     if d.rope_scaling.type != "default":
         rope["factor"] = d.rope_scaling.factor
@@ -139,7 +150,7 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             "use_mean_pooling": True,
         },
         "text_config": {
-            "model_type": "qwen2" if d.family == "qwen2" else "llama",
+            "model_type": "qwen2" if qwen else "llama",
             "num_hidden_layers": d.layers,
             "hidden_size": d.width,
             "num_attention_heads": d.heads,
@@ -154,6 +165,6 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             "tie_word_embeddings": d.tie_embeddings,
             "initializer_range": d.initializer_range,
             "hidden_act": "silu",
-            "use_sliding_window": False,
+            **({"use_sliding_window": False} if qwen else {"attention_bias": d.qkv_bias, "mlp_bias": d.mlp_bias}),
         },
     }

@@ -58,7 +58,6 @@ def from_original(
     vision.expect("hidden_act", ("gelu",), absent="gelu")
     text.expect("hidden_act", ("silu",), absent="silu")
     text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
-    text.expect("bias", (False,), absent=False)
     architecture = (text.get("architectures") or [None])[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(
@@ -104,13 +103,11 @@ def from_original(
         "rope_theta": rope.number("rope_theta"),
         "max_positions": text.whole("max_position_embeddings"),
         "norm_eps": text.number("rms_norm_eps"),
-        "qkv_bias": family == "qwen2",
+        **_biases(text, family),
         "tie_embeddings": text.flag("tie_word_embeddings", False),
         "initializer_range": text.number("initializer_range", 0.02),
         "family": family,
     }
-    if family != "qwen2":
-        text.expect("qkv_bias", (False,), absent=False)
     try:
         return InternVLConfig(
             VisionConfig(**vision_config),
@@ -130,6 +127,9 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
 
     Args:
         source: a checkpoint directory; if its config.json is an original one, its other fields are kept.
+
+    Raises:
+        ValueError: the family's own code has no such biases.
     """
     v, d = config.vision, config.decoder
     architecture = next(name for name, family in ARCHITECTURES.items() if family == d.family)
@@ -169,7 +169,8 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
         "tie_word_embeddings": d.tie_embeddings,
         "initializer_range": d.initializer_range,
         "hidden_act": "silu",
-    } | ({} if d.family == "qwen2" else {"bias": False, "qkv_bias": False})
+        **_bias_fields(d),
+    }
     top = {
         "architectures": ["InternVLChatModel"],
         "model_type": MODEL_TYPE,
@@ -194,6 +195,27 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
         "llm_config": kept.get("llm_config", {}) | text,
     }
     return top | {name: value for name, value in kept.items() if name not in merged} | merged
+
+
+def _biases(text: Fields, family: str) -> dict[str, bool]:
+    """InternLM2's `bias` is that of wqkv and wo; InternLM3's that of o_proj and the MLP, beside a `qkv_bias`."""
+    if family == "qwen2":
+        return {"qkv_bias": True}
+    bias = text.flag("bias", False)
+    if family == "internlm2":
+        return {"qkv_bias": bias, "out_bias": bias}
+    return {"qkv_bias": text.flag("qkv_bias", False), "out_bias": bias, "mlp_bias": bias}
+
+
+def _bias_fields(d: DecoderConfig) -> dict[str, bool]:
+    """The inverse of `_biases`."""
+    fields = {} if d.family == "qwen2" else {"bias": d.out_bias}
+    fields |= {"qkv_bias": d.qkv_bias} if d.family == "internlm3" else {}
+    written = _biases(Fields(fields, "llm_config"), d.family)
+    wanted = {"qkv_bias": d.qkv_bias, "out_bias": d.out_bias, "mlp_bias": d.mlp_bias}
+    if {"out_bias": False, "mlp_bias": False} | written != wanted:
+        raise ValueError(f"a decoder of the family {d.family} cannot have {wanted}: its own code has no such variant")
+    return fields
 
 
 def _original_fields(source: str | Path | None) -> dict[str, Any]:

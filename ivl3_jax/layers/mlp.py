@@ -23,10 +23,12 @@ class GeluMLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) · up(x)) without biases (Shazeer 2020, equation 6)."""
+    """down(silu(gate(x)) · up(x)), mostly without biases (Shazeer 2020, equation 6)."""
 
-    def __init__(self, width: int, mlp: int, *, std: float, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
-        shared = {"bias": False, "init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
+    def __init__(
+        self, width: int, mlp: int, *, bias: bool, std: float, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype
+    ) -> None:
+        shared = {"bias": bias, "init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
         self.gate = Linear({"embed": width}, {"mlp": mlp}, **shared)
         self.up = Linear({"embed": width}, {"mlp": mlp}, **shared)
         self.down = Linear({"mlp": mlp}, {"embed": width}, **shared)

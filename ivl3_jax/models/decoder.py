@@ -53,13 +53,13 @@ class Block(nnx.Module):
             out_axes=STREAM,
             causal=True,
             qkv_bias=config.qkv_bias,
-            out_bias=False,
+            out_bias=config.out_bias,
             qk_norm_eps=None,
             std=std,
             **shared,
         )
         self.norm2 = RMSNorm(width, config.norm_eps, **shared)
-        self.mlp = SwiGLU(config.width, config.mlp, std=std, **shared)
+        self.mlp = SwiGLU(config.width, config.mlp, bias=config.mlp_bias, std=std, **shared)
 
     def __call__(self, x: jax.Array, rope: Rope, segment_ids: jax.Array | None) -> tuple[jax.Array, KeysValues]:
         """x [B, S, D]; also returns the keys and values [B, S, K, H] of this layer."""
