@@ -15,28 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion.companions import write_companions, write_json
 from ivl3_jax.conversion.names import Parameter, parameters
 from ivl3_jax.conversion.safetensors_file import DTYPES, INDEX_FILE, SINGLE_FILE
 from ivl3_jax.hf_config import to_hf
 from ivl3_jax.original_config import to_original
-
-GENERATION_FILE = "generation_config.json"
-# What a checkpoint directory holds beside weights and config.
-COMPANIONS = (
-    GENERATION_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,7 @@ def write_layers(
     copy_from: str | Path | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes config.json, safetensors (with an index if there are several) and generation_config.json.
+    """Writes config.json, safetensors (with an index if there are several), and the files of `companions`.
 
     Everything is written beside `directory` under a temporary name and renamed at the end, so that the directory is
     complete or not there. One tensor is in memory at a time.
@@ -130,13 +113,9 @@ def write_layers(
         _write_weights(temporary, layers, tensors, max_shard_bytes, report)
         fields = to_hf(config) if layout == "hf" else to_original(config, copy_from)
         table = next(t for t in tensors if any(p.path == "decoder/embed/table" for p in t.parameters))
-        _write_json(temporary / "config.json", fields | {"torch_dtype": table.dtype.name})
+        write_json(temporary / "config.json", fields | {"torch_dtype": table.dtype.name})
         if copy_from is not None:
-            # The remote code of an original checkpoint is the user's own, and goes where its layout goes.
-            code = sorted(file.name for file in Path(copy_from).glob("*.py")) if layout == "original" else []
-            for name in (*COMPANIONS, *code):
-                if (Path(copy_from) / name).is_file():
-                    shutil.copyfile(Path(copy_from) / name, temporary / name)
+            write_companions(copy_from, temporary, layout, config)
         temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -174,7 +153,7 @@ def _write_weights(
             report(done, total)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(tensors: Iterable[_Tensor], max_shard_bytes: float) -> Iterator[list[_Tensor]]:
@@ -248,10 +227,6 @@ def _to_host(array: jax.Array | np.ndarray, parameter: Parameter, number: int) -
             index, data = index[1:], data[number - start]
         layer[index] = np.asarray(data)
     return layer[tuple(slice(size) for size in ours)]
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

@@ -14,6 +14,14 @@ END_OF_TEXT = "<|endoftext|>"
 GROUNDING = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 SPECIALS = (END_OF_TEXT, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *GROUNDING)
 
+# The names under which transformers' InternVLProcessor asks a tokenizer for them.
+NAMED_TOKENS = {
+    "start_image_token": IMAGE_START,
+    "end_image_token": IMAGE_END,
+    "context_image_token": IMAGE_CONTEXT,
+    "video_token": "<video>",
+}
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains a tokenizer.
@@ -52,12 +60,6 @@ def write_tokenizer_files(tokenizer: Tokenizer, directory: str | Path) -> None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    named = {
-        "start_image_token": IMAGE_START,
-        "end_image_token": IMAGE_END,
-        "context_image_token": IMAGE_CONTEXT,
-        "video_token": "<video>",
-    }
     standard = {"eos_token": TURN_END, "pad_token": END_OF_TEXT}
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -68,12 +70,12 @@ def write_tokenizer_files(tokenizer: Tokenizer, directory: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,
         "processor_class": "InternVLProcessor",
-        "extra_special_tokens": named,
+        "extra_special_tokens": NAMED_TOKENS,
         **standard,
     }
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(directory / "tokenizer_config.json", config)
-    _write_json(directory / "special_tokens_map.json", standard | named)
+    _write_json(directory / "special_tokens_map.json", standard | NAMED_TOKENS)
     (directory / "chat_template.jinja").write_text(CHAT_JINJA, encoding="utf-8")
 
 

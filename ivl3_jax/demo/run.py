@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ivl3_jax
-from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
+from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
+from ivl3_jax.conversion.companions import processor_files, write_json
 from ivl3_jax.data.loader import prefetch
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
@@ -154,25 +155,13 @@ def fresh_model(config: DemoConfig, directory: Path) -> Model:
     write_tokenizer_files(tokenizer, directory)
     decoder = dataclasses.replace(config.decoder, vocab=tokenizer.get_vocab_size())
     sizes = InternVLConfig(config.vision, ProjectorConfig(), decoder, tokenizer.token_to_id(IMAGE_CONTEXT))
-    side = config.vision.image_size
     files = {
         "config.json": to_hf(sizes),
         "generation_config.json": {"eos_token_id": [tokenizer.token_to_id(TURN_END)]},
-        "processor_config.json": {"processor_class": "InternVLProcessor", "image_seq_length": sizes.tile_tokens},
-        "preprocessor_config.json": {
-            "image_processor_type": "GotOcr2ImageProcessorFast",
-            "processor_class": "InternVLProcessor",
-            "size": {"height": side, "width": side},
-            "crop_to_patches": True,
-            "min_patches": 1,
-            "max_patches": config.max_tiles,
-            "image_mean": IMAGE_MEAN,
-            "image_std": IMAGE_STD,
-            "resample": 3,
-        },
+        **processor_files(sizes, 1, config.max_tiles),
     }
     for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / name, content)
     return Model.init(sizes, seed=config.seed)
 
 

@@ -1,0 +1,87 @@
+"""The files beside weights and config: tokenizer, processor, chat template, generation settings."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
+from ivl3_jax.data.template import CHAT_JINJA
+from ivl3_jax.data.tile_bounds import tile_bounds
+from ivl3_jax.data.tokenizer import TURN_END, Tokenizer
+from ivl3_jax.data.tokenizer_files import read_json
+from ivl3_jax.data.tokenizer_training import NAMED_TOKENS
+from ivl3_jax.original_config import MODEL_TYPE
+
+GENERATION, SETTINGS, PREPROCESSOR = "generation_config.json", "tokenizer_config.json", "preprocessor_config.json"
+TEMPLATE = "chat_template.jinja"
+COPIED = (
+    GENERATION,
+    "tokenizer.json",
+    SETTINGS,
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    TEMPLATE,
+    "chat_template.json",
+    "processor_config.json",
+    PREPROCESSOR,
+    "video_preprocessor_config.json",
+)
+
+
+def write_companions(source: str | Path, destination: Path, layout: str, config: InternVLConfig) -> None:
+    """Copies what a source directory has; for `-hf` out of an original one, also writes what transformers asks for.
+
+    The remote code of an original checkpoint is the user's own, and goes where its layout goes.
+    """
+    source = Path(source)
+    code = sorted(file.name for file in source.glob("*.py")) if layout == "original" else []
+    for name in (*COPIED, *code):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+    if layout == "hf" and read_json(source / "config.json").get("model_type") == MODEL_TYPE:
+        _complete(source, destination, config)
+
+
+def _complete(source: Path, destination: Path, config: InternVLConfig) -> None:
+    bounds = tile_bounds(source, config.vision.image_size, config.tile_tokens)
+    for name, content in processor_files(config, *bounds).items():
+        write_json(destination / name, content)
+    (destination / TEMPLATE).write_text(CHAT_JINJA, encoding="utf-8")
+    try:
+        tokenizer = Tokenizer.from_directory(source)
+    except FileNotFoundError:
+        return  # weights alone were converted; whoever adds a tokenizer adds its files
+    settings = read_json(destination / SETTINGS)
+    settings.pop("chat_template", None)  # of the original code, which differs; the file above holds this layout's
+    named = {"extra_special_tokens": NAMED_TOKENS, "processor_class": "InternVLProcessor", "eos_token": TURN_END}
+    write_json(destination / SETTINGS, settings | named)
+    generation = read_json(destination / GENERATION)
+    write_json(destination / GENERATION, generation | {"eos_token_id": list(tokenizer.eos_ids)})
+
+
+def processor_files(config: InternVLConfig, min_tiles: int, max_tiles: int) -> dict[str, dict[str, Any]]:
+    """What transformers' InternVLProcessor reads beside a tokenizer, by file name."""
+    side = config.vision.image_size
+    return {
+        "processor_config.json": {"processor_class": "InternVLProcessor", "image_seq_length": config.tile_tokens},
+        PREPROCESSOR: {
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "processor_class": "InternVLProcessor",
+            "size": {"height": side, "width": side},
+            "crop_to_patches": True,
+            "min_patches": min_tiles,
+            "max_patches": max_tiles,
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
+            "resample": 3,
+        },
+    }
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object for people to read too."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""A checkpoint that only ever was in the original layout, opened by transformers after its conversion."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ivl3_jax
+from ivl3_jax.batch import empty_batch
+from ivl3_jax.conversion.convert import convert
+from ivl3_jax.data import ChatTemplate, Message, Processor
+from ivl3_jax.data.records import Sample
+from ivl3_jax.data.tokenizer_training import SPECIALS
+from ivl3_jax.hf_config import read_config
+from tests.models.small import relative
+from tests.parity.reference import tiny
+from tests.tolerances import STACK
+
+
+@pytest.fixture(scope="module")
+def published(transformers, tmp_path_factory):
+    """Weights, config and tokenizer as the authors publish them: slow tokenizer files, CLIP's preprocessor."""
+    directory = tmp_path_factory.mktemp("published") / "original"
+    convert(tiny(), directory, layout="original")
+    for file in directory.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "tokenizer.json"):
+            file.unlink()
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in tokenizer["model"]["merges"]]
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    assert added.keys() == set(SPECIALS)
+    (directory / "added_tokens.json").write_text(json.dumps(added))
+    decoder = {str(number): {"content": token, "special": True} for token, number in added.items()}
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder, "chat_template": "{{ none }}"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|endoftext|>"}))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": added["<|endoftext|>"]}))
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps({"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 56, "size": 56, "do_resize": True})
+    )
+    fields = json.loads((directory / "config.json").read_text()) | {"max_dynamic_patch": 5}
+    del fields["img_context_token_id"]
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def converted(published):
+    convert(published, published.parent / "hf", layout="hf")
+    return published.parent / "hf"
+
+
+def open_processor(transformers, directory):
+    """InternVLProcessor without its video part, which needs torchvision."""
+    module = pytest.importorskip("transformers.models.internvl.processing_internvl")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    images = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
+
+    class WithoutVideo(module.InternVLProcessor):
+        def check_argument_for_proper_class(self, *arguments, **named):
+            return None
+
+    length = json.loads((directory / "processor_config.json").read_text())["image_seq_length"]
+    return WithoutVideo(images, tokenizer, None, image_seq_length=length, chat_template=tokenizer.chat_template)
+
+
+def test_the_processor_opens_and_agrees(transformers, published, converted):
+    theirs = open_processor(transformers, converted)
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many digits?"}]}]
+    text = theirs.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    assert text == ChatTemplate().prompt([Message("user", "<IMG_CONTEXT>\nHow many digits?")])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 150, 3), np.uint8))
+    found = theirs(images=[image], text=[text], return_tensors="pt")
+    for directory in (published, converted):
+        ours = Processor.from_directory(directory)
+        assert ours.max_tiles == 5
+        encoded = ours.encode_prompt(Sample((Message("user", "How many digits?"),), (image,)))
+        assert found["input_ids"][0].tolist() == encoded.tokens.tolist()
+        assert len(found["pixel_values"]) == len(encoded.tiles) > 1
+
+
+def test_the_model_opens_and_agrees(transformers, torch, published, converted):
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(converted).eval()
+    tokenizer = Processor.from_directory(published).tokenizer
+    assert set(theirs.generation_config.eos_token_id) == set(tokenizer.eos_ids)
+    assert len(tokenizer.eos_ids) == 2
+    config = read_config(published)
+    assert config == read_config(converted)
+    batch = empty_batch(1, 30, 0, 1, config.vision.image_size)
+    batch.tokens[:], batch.segment_ids[:], batch.positions[:] = np.arange(30), 1, np.arange(30)
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.from_numpy(batch.tokens).long()).logits.numpy()
+    assert relative(ivl3_jax.load(published, "float32")(batch), expected) < STACK["float32"]
