@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ivl3_jax.config import ROPE_TYPES
+from ivl3_jax.config import ROPE_TYPES, RopeScaling
 
 
 class Fields:
@@ -72,3 +72,39 @@ class Fields:
                 f"{self.file}: {self.place}rope type is {found['rope_type']!r}; supported: {', '.join(ROPE_TYPES)}"
             )
         return Fields(found, self.file, self.place)
+
+    def downsample(self) -> int:
+        """Patches along each side of a visual token, from `downsample_ratio`."""
+        ratio = self.number("downsample_ratio")
+        if ratio <= 0 or (1 / ratio) % 1:
+            raise ValueError(
+                f"{self.file}: {self.place}downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5"
+            )
+        return round(1 / ratio)
+
+    def decoder(self) -> dict[str, Any]:
+        """The arguments of DecoderConfig that every language model's section states alike."""
+        heads, width, rope = self.whole("num_attention_heads"), self.whole("hidden_size"), self.rope()
+        return {
+            "layers": self.whole("num_hidden_layers"),
+            "width": width,
+            "heads": heads,
+            "kv_heads": self.whole("num_key_value_heads"),
+            # Some writers state null, or nothing, where each head has its share of the width.
+            "head_dim": width // heads if self.fields.get("head_dim") is None else self.whole("head_dim"),
+            "mlp": self.whole("intermediate_size"),
+            "vocab": self.whole("vocab_size"),
+            "rope_theta": rope.number("rope_theta"),
+            "rope_scaling": rope.scaling(),
+            "max_positions": self.whole("max_position_embeddings"),
+            "norm_eps": self.number("rms_norm_eps"),
+            "initializer_range": self.number("initializer_range", 0.02),
+        }
+
+    def scaling(self) -> RopeScaling:
+        """The scaling that a section as `rope` gives it states."""
+        kind, factor = self.get("rope_type"), self.number("factor", 1.0)
+        try:
+            return RopeScaling(kind, factor)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.config_fields import Fields
 from ivl3_jax.original_config import MODEL_TYPE as ORIGINAL
 from ivl3_jax.original_config import from_original, image_token_id
@@ -45,15 +45,11 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
     vision.expect("num_channels", (3,), absent=3)
     text.expect("hidden_act", ("silu",), absent="silu")
     text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
-    ratio = top.number("downsample_ratio")
-    if ratio <= 0 or (1 / ratio) % 1:
-        raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
     tied = (top if "tie_word_embeddings" in fields else text).flag("tie_word_embeddings")
-    rope = text.rope()
     qwen = text.get("model_type") == "qwen2"
-    heads, width = text.whole("num_attention_heads"), text.whole("hidden_size")
-    # Some writers state null where each head has its share of the width.
-    head_dim = width // heads if text.fields.get("head_dim") is None else text.whole("head_dim")
+    if qwen:
+        text.expect("attention_bias", (False,), absent=False)
+        text.expect("mlp_bias", (False,), absent=False)
     vision_config: dict[str, Any] = {
         "layers": vision.whole("num_hidden_layers"),
         "width": vision.whole("hidden_size"),
@@ -69,32 +65,21 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "drop_path": vision.number("drop_path_rate", 0.0),
         "initializer_range": vision.number("initializer_range", 0.02),
     }
-    decoder_config: dict[str, Any] = {
-        "layers": text.whole("num_hidden_layers"),
-        "width": width,
-        "heads": heads,
-        "kv_heads": text.whole("num_key_value_heads"),
-        "head_dim": head_dim,
-        "mlp": text.whole("intermediate_size"),
-        "vocab": text.whole("vocab_size"),
-        "rope_theta": rope.number("rope_theta"),
-        "max_positions": text.whole("max_position_embeddings"),
-        "norm_eps": text.number("rms_norm_eps"),
-        "qkv_bias": qwen or text.flag("attention_bias", False),
-        "out_bias": not qwen and text.flag("attention_bias", False),
-        "mlp_bias": not qwen and text.flag("mlp_bias", False),
+    bias = text.flag("attention_bias", False)
+    decoder_config = text.decoder() | {
+        "qkv_bias": qwen or bias,
+        "out_bias": bias,
+        "mlp_bias": text.flag("mlp_bias", False),
         "tie_embeddings": tied,
-        "initializer_range": text.number("initializer_range", 0.02),
         "family": "qwen2" if qwen else "internlm2",
     }
     image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
-    factor = rope.number("factor", 1.0)
+    downsample = top.downsample()
     try:
-        scaling = RopeScaling(rope.get("rope_type"), factor)
         return InternVLConfig(
             VisionConfig(**vision_config),
-            ProjectorConfig(downsample=round(1 / ratio)),
-            DecoderConfig(rope_scaling=scaling, **decoder_config),
+            ProjectorConfig(downsample=downsample),
+            DecoderConfig(**decoder_config),
             image_token_id,
             select_layer,
         )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.config_fields import Fields
 
 MODEL_TYPE = "internvl_chat"
@@ -58,12 +58,12 @@ def from_original(
     vision.expect("hidden_act", ("gelu",), absent="gelu")
     text.expect("hidden_act", ("silu",), absent="silu")
     text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
-    architecture = (text.get("architectures") or [None])[0]
-    if architecture not in ARCHITECTURES:
+    stated = text.get("architectures")
+    if not isinstance(stated, list) or len(stated) != 1 or stated[0] not in tuple(ARCHITECTURES):
         raise ValueError(
-            f"{file}: llm_config.architectures is {text.get('architectures')!r}; supported: {', '.join(ARCHITECTURES)}"
+            f"{file}: llm_config.architectures is {stated!r}; it must be a list of one of {', '.join(ARCHITECTURES)}"
         )
-    family = ARCHITECTURES[architecture]
+    family = ARCHITECTURES[stated[0]]
     if image_token is None and "img_context_token_id" in fields:
         image_token = top.whole("img_context_token_id", 0)
     if image_token is None and family != "qwen2":
@@ -71,14 +71,10 @@ def from_original(
             f"{Path(file).parent}: no tokenizer file says which id {IMAGE_TOKEN} has; added_tokens.json or "
             "tokenizer_config.json of the checkpoint does"
         )
-    ratio = top.number("downsample_ratio")
-    if ratio <= 0 or (1 / ratio) % 1:
-        raise ValueError(f"{file}: downsample_ratio is {ratio!r}; it must be one over a whole number, as 0.5")
-    heads, width, rope = text.whole("num_attention_heads"), text.whole("hidden_size"), text.rope()
-    layers = vision.whole("num_hidden_layers")
+    downsample = top.downsample()
     selected = top.whole("select_layer", None) if "select_layer" in fields else -1
     vision_config: dict[str, Any] = {
-        "layers": layers,
+        "layers": vision.whole("num_hidden_layers"),
         "width": vision.whole("hidden_size"),
         "heads": vision.whole("num_attention_heads"),
         "mlp": vision.whole("intermediate_size"),
@@ -92,29 +88,16 @@ def from_original(
         "drop_path": vision.number("drop_path_rate", 0.0),
         "initializer_range": vision.number("initializer_range", 0.02),
     }
-    decoder_config: dict[str, Any] = {
-        "layers": text.whole("num_hidden_layers"),
-        "width": width,
-        "heads": heads,
-        "kv_heads": text.whole("num_key_value_heads"),
-        "head_dim": width // heads if text.fields.get("head_dim") is None else text.whole("head_dim"),
-        "mlp": text.whole("intermediate_size"),
-        "vocab": text.whole("vocab_size"),
-        "rope_theta": rope.number("rope_theta"),
-        "max_positions": text.whole("max_position_embeddings"),
-        "norm_eps": text.number("rms_norm_eps"),
+    decoder_config = text.decoder() | {
         **_biases(text, family),
         "tie_embeddings": text.flag("tie_word_embeddings", False),
-        "initializer_range": text.number("initializer_range", 0.02),
         "family": family,
     }
     try:
         return InternVLConfig(
             VisionConfig(**vision_config),
-            ProjectorConfig(downsample=round(1 / ratio)),
-            DecoderConfig(
-                rope_scaling=RopeScaling(rope.get("rope_type"), rope.number("factor", 1.0)), **decoder_config
-            ),
+            ProjectorConfig(downsample=downsample),
+            DecoderConfig(**decoder_config),
             QWEN_IMAGE_TOKEN if image_token is None else image_token,
             selected,
         )

@@ -62,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0 is all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens that make up p")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--system", help="a system message; `-hf` checkpoints have none by default")
+    parser.add_argument("--system", help="a system message; without it there is none, in either layout")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -50,7 +50,7 @@ class ModelRecipe:
     """Where the model comes from: a checkpoint, or a fresh one of a given size.
 
     Attributes:
-        checkpoint: an `-hf` directory to start from; its tokenizer and processor files are used too.
+        checkpoint: a directory in either layout to start from; its tokenizer and processor files are used too.
         size: instead of a checkpoint, a published size (`InternVL3-1B`) or a directory with a config.json.
         tokenizer: with `size`, a directory with tokenizer.json.
         param_dtype, dtype: of stored parameters and of the computation.

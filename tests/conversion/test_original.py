@@ -168,7 +168,12 @@ def test_an_unequal_projection_unties(tmp_path):
     [
         ({"ps_version": "v1"}, "ps_version is 'v1'; supported: 'v2'"),
         ({"downsample_ratio": 0.4}, "downsample_ratio is 0.4; it must be one over a whole number"),
-        ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "supported: Qwen2ForCausalLM, InternLM2ForCausalLM"),
+        (
+            {"llm_config": {"architectures": ["LlamaForCausalLM"]}},
+            "it must be a list of one of Qwen2ForCausalLM, InternLM2",
+        ),
+        ({"llm_config": {"architectures": 3}}, "llm_config.architectures is 3; it must be a list of one of"),
+        ({"llm_config": {"architectures": [["Qwen2ForCausalLM"]]}}, "it must be a list of one of"),
         ({"llm_config": {"hidden_size": None}}, "llm_config.hidden_size is None; it must be a whole number"),
         ({"vision_config": {"norm_type": "batch_norm"}}, "batch_norm"),
         ({"vision_config": 3}, "vision_config is 3; it must be a JSON object"),
