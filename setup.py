@@ -28,8 +28,10 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "pillow>=11.0",
+        "protobuf>=5.0",
         "pyyaml>=6.0",
         "rich>=13.0",
+        "sentencepiece>=0.2",
         "tokenizers>=0.22",
     ],
     extras_require={

@@ -9,7 +9,7 @@ from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
 from ivl3_jax.data.template import CHAT_JINJA
 from ivl3_jax.data.tile_bounds import tile_bounds
 from ivl3_jax.data.tokenizer import TURN_END, Tokenizer
-from ivl3_jax.data.tokenizer_files import read_json
+from ivl3_jax.data.tokenizer_files import PIECES, WHOLE, read_json, read_pieces
 from ivl3_jax.data.tokenizer_training import NAMED_TOKENS
 from ivl3_jax.original_config import MODEL_TYPE
 
@@ -56,8 +56,15 @@ def _complete(source: Path, destination: Path, config: InternVLConfig) -> None:
     except FileNotFoundError:
         return  # weights alone were converted; whoever adds a tokenizer adds its files
     settings = read_json(destination / SETTINGS)
-    settings.pop("chat_template", None)  # of the original code, which differs; the file above holds this layout's
+    for field in ("chat_template", "auto_map"):  # of the original code; the file above holds this layout's template
+        settings.pop(field, None)
     named = {"extra_special_tokens": NAMED_TOKENS, "processor_class": "InternVLProcessor", "eos_token": TURN_END}
+    if Path(tokenizer.where).name == PIECES:
+        # transformers has no InternLM tokenizer of its own; any that is one file it opens by this name.
+        named["tokenizer_class"] = "PreTrainedTokenizerFast"
+        bos = None if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id], skip_special=False)
+        settings |= {"bos_token": bos, "add_bos_token": bos is not None}
+        read_pieces(source).translate(bos).save(str(destination / WHOLE))
     write_json(destination / SETTINGS, settings | named)
     generation = read_json(destination / GENERATION)
     write_json(destination / GENERATION, generation | {"eos_token_id": list(tokenizer.eos_ids)})

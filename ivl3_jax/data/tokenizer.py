@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
-from ivl3_jax.data.tokenizer_files import SETTINGS, read_json, read_tokenizer
+from ivl3_jax.data.tokenizer_files import PIECES, SETTINGS, Codec, LibraryCodec, read_json, read_tokenizer
 
 IMAGE_START = "<img>"
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
@@ -27,7 +27,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        tokenizer: tokenizers.Tokenizer,
+        tokenizer: Codec | tokenizers.Tokenizer,
         eos_ids: Iterable[int] = (),
         bos_id: int | None = None,
         where: str = "tokenizer",
@@ -43,11 +43,9 @@ class Tokenizer:
         Raises:
             ValueError: a needed token is missing.
         """
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self._codec = LibraryCodec(tokenizer) if isinstance(tokenizer, tokenizers.Tokenizer) else tokenizer
         self.where = where
-        missing = [token for token in REQUIRED if tokenizer.token_to_id(token) is None]
+        missing = [token for token in REQUIRED if token not in self]
         if missing:
             raise ValueError(
                 f"{where}: lacks the tokens {' '.join(missing)}; an InternVL tokenizer has all of {REQUIRED}"
@@ -64,19 +62,21 @@ class Tokenizer:
             ValueError: it cannot be read, or lacks a needed token.
         """
         tokenizer, file = read_tokenizer(directory)
-        return cls(tokenizer, _eos_ids(Path(directory)), _bos_id(Path(directory), tokenizer), str(file))
+        return cls(
+            tokenizer, _eos_ids(Path(directory)), _bos_id(Path(directory), tokenizer, file.name == PIECES), str(file)
+        )
 
     def __len__(self) -> int:
         """The size of the vocabulary, special tokens included."""
-        return self._tokenizer.get_vocab_size()
+        return self._codec.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with nothing added in front or behind."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._codec.encode(text)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids; special tokens are left out unless `skip_special` is False."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        return self._codec.decode((int(i) for i in ids), skip_special)
 
     def id(self, token: str) -> int:
         """The id of one token.
@@ -84,13 +84,13 @@ class Tokenizer:
         Raises:
             ValueError: the vocabulary has no such token.
         """
-        found = self._tokenizer.token_to_id(token)
+        found = self._codec.token_to_id(token)
         if found is None:
             raise ValueError(f"{self.where}: has no token {token!r}")
         return found
 
     def __contains__(self, token: str) -> bool:
-        return self._tokenizer.token_to_id(token) is not None
+        return self._codec.token_to_id(token) is not None
 
 
 def _eos_ids(directory: Path) -> list[int]:
@@ -102,13 +102,16 @@ def _eos_ids(directory: Path) -> list[int]:
     return ids
 
 
-def _bos_id(directory: Path, tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id of bos_token if tokenizer_config.json asks for it in front of sequences (InternLM), else None (Qwen)."""
+def _bos_id(directory: Path, tokenizer: Codec, of_pieces: bool) -> int | None:
+    """The id of the token that tokenizer_config.json wants in front of sequences, None if none (Qwen).
+
+    InternLM's class, the one of sentencepiece models, puts `<s>` in front where the file says nothing.
+    """
     file = directory / SETTINGS
     settings = read_json(file)
-    if not settings.get("add_bos_token"):
+    if not settings.get("add_bos_token", of_pieces):
         return None
-    token = settings.get("bos_token")
+    token = settings.get("bos_token", "<s>" if of_pieces else None)
     token = token.get("content") if isinstance(token, dict) else token
     found = tokenizer.token_to_id(token) if isinstance(token, str) else None
     if found is None:

@@ -1,26 +1,58 @@
-"""The files in which checkpoints keep a tokenizer, read by the `tokenizers` library.
+"""The files in which checkpoints keep a tokenizer.
 
-`tokenizer.json` says everything. Without it, Qwen's older files do: `vocab.json` and `merges.txt`, the added tokens in
-`added_tokens.json` and in `tokenizer_config.json`, whose `added_tokens_decoder` also says which of them are special.
+`tokenizer.json` says everything. Without it, Qwen's older files do, `vocab.json` and `merges.txt`, or InternLM's
+sentencepiece model, `tokenizer.model`; the tokens beside them are in `added_tokens.json` and in
+`tokenizer_config.json`, whose `added_tokens_decoder` also says which of them are special.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from ivl3_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
 # How Qwen2 cuts text into words: contractions, letters, single digits, punctuation, line breaks, spaces.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+WHOLE, VOCAB, MERGES, PIECES = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"
 ADDED, SETTINGS = "added_tokens.json", "tokenizer_config.json"
 
 
-def read_tokenizer(directory: str | Path) -> tuple[tokenizers.Tokenizer, Path]:
+class Codec(Protocol):
+    """Text to ids and back, by whichever library."""
+
+    def get_vocab_size(self) -> int: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int], skip_special: bool) -> str: ...
+
+
+class LibraryCodec:
+    """A tokenizer of the `tokenizers` library, which neither truncates nor pads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.get_vocab_size, self.token_to_id = tokenizer.get_vocab_size, tokenizer.token_to_id
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def read_tokenizer(directory: str | Path) -> tuple[Codec, Path]:
     """A directory's tokenizer, and the file that stands for it in messages.
 
     Raises:
@@ -31,17 +63,24 @@ def read_tokenizer(directory: str | Path) -> tuple[tokenizers.Tokenizer, Path]:
     file = directory / WHOLE
     if file.is_file():
         try:
-            return tokenizers.Tokenizer.from_file(str(file)), file
+            return LibraryCodec(tokenizers.Tokenizer.from_file(str(file))), file
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"{file}: not a tokenizer that `tokenizers` {tokenizers.__version__} reads ({error})"
             ) from error
     if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
-        return _from_merges(directory), directory / VOCAB
+        return LibraryCodec(_from_merges(directory)), directory / VOCAB
+    if (directory / PIECES).is_file():
+        return read_pieces(directory), directory / PIECES
     raise FileNotFoundError(
-        f"{directory}: has no tokenizer: neither {WHOLE}, nor {VOCAB} and {MERGES}. transformers writes the first: "
-        "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+        f"{directory}: has no tokenizer: neither {WHOLE}, nor {VOCAB} and {MERGES}, nor {PIECES}. transformers writes "
+        "the first: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
     )
+
+
+def read_pieces(directory: Path) -> SentencePieceTokenizer:
+    """The tokenizer that a directory's sentencepiece model and its added tokens make."""
+    return SentencePieceTokenizer(directory / PIECES, _added_tokens(directory))
 
 
 def byte_level_bpe(model: models.BPE) -> tokenizers.Tokenizer:

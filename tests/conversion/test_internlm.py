@@ -1,6 +1,7 @@
 """InternLM decoders from original checkpoints against a decoder written out in float64 numpy from the facts alone."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,10 +12,13 @@ import ivl3_jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.config import RopeScaling
 from ivl3_jax.conversion.convert import convert
+from ivl3_jax.data import ChatTemplate, Message, Processor, Tokenizer
+from ivl3_jax.data.records import Sample
 from ivl3_jax.hf_config import read_config, to_hf
 from ivl3_jax.original_config import to_original
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 from tests.conversion.test_round_trip import assert_same
+from tests.data.test_sentencepiece import train
 from tests.models.small import relative
 
 VARIANTS = [
@@ -123,3 +127,30 @@ def test_biases_that_no_code_has():
     qwen = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, family="qwen2", mlp_bias=True))
     with pytest.raises(ValueError, match="has no `-hf` form"):
         to_hf(qwen)
+
+
+def test_a_sentencepiece_tokenizer_opens_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = train(tmp_path / "original")
+    tokenizer = Tokenizer.from_directory(source)
+    config = small_config(family="internlm2")
+    decoder = dataclasses.replace(config.decoder, vocab=len(tokenizer) + 3)
+    config = dataclasses.replace(config, decoder=decoder, image_token_id=tokenizer.id("<IMG_CONTEXT>"))
+    write_checkpoint(source, config, random_tensors(config, layout="original"), "original")
+    (source / "added_tokens.json").unlink()
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "InternLM3Tokenizer",
+        "auto_map": {"AutoTokenizer": ["remote.InternLM3Tokenizer", None]},
+    }
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(source, tmp_path / "hf", layout="hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    again = Processor.from_directory(tmp_path / "hf")
+    assert again.tokenizer.where.endswith("tokenizer.json")
+    assert again.tokenizer.bos_id == tokenizer.bos_id == 1
+    text = ChatTemplate().prompt([Message("user", "How many digits?")])
+    expected = Processor.from_directory(source).encode_prompt(Sample((Message("user", "How many digits?"),))).tokens
+    assert theirs(text)["input_ids"] == expected.tolist() == [1, *tokenizer.encode(text)]
+    assert theirs.eos_token == "<|im_end|>"
+    assert theirs.context_image_token_id == config.image_token_id
