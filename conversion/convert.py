@@ -1,16 +1,22 @@
 """From checkpoint directory to checkpoint directory, a tensor at a time: no model is built."""
 
+import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ivl3_jax import __version__
 from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion.card import LAYOUTS
+from ivl3_jax.conversion.checksums import check_weights
+from ivl3_jax.conversion.layout import CHUNK_BYTES
 from ivl3_jax.conversion.lora import open_weights
 from ivl3_jax.conversion.names import Parameter, layout_of, parameters
 from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
+from ivl3_jax.conversion.shards import Chunks, Tensor
 from ivl3_jax.conversion.writer import write_layers
 from ivl3_jax.hf_config import read_config
 
@@ -26,6 +32,9 @@ def convert(
 ) -> InternVLConfig:
     """Writes the checkpoint `source`, in either layout, as `destination` in `layout`, bit by bit unless cast.
 
+    If it is interrupted, the same call continues after the last complete file. Weights that have a SHA256SUMS beside
+    them are compared with it first.
+
     Args:
         source, destination: directories; the second must not exist, or be empty.
         layout: one of `names.LAYOUTS`. dtype: of all tensors; by default each keeps its own.
@@ -37,7 +46,9 @@ def convert(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: as `read_params` and `write_layers`.
     """
+    source = Path(source)
     config = resolve_tying(source, read_config(source))
+    check_weights(source)
     with open_weights(source) as file:
         write_layers(
             _Directory(file, config),
@@ -47,9 +58,16 @@ def convert(
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             copy_from=source,
+            identity={"from": _files(source), "layout": layout, "dtype": dtype, "max_shard_bytes": max_shard_bytes},
             report=report,
         )
     return config
+
+
+def _files(directory: Path) -> list[Any]:
+    """What the content of a directory is told by."""
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    return [__version__, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 
 class _Directory:
@@ -57,18 +75,31 @@ class _Directory:
 
     def __init__(self, file: SafetensorsDirectory, config: InternVLConfig) -> None:
         self._file, self._names = file, match_names(file, config)
-        self._parameters = {p.path: p for p in parameters(config, layout_of(file.tensors))}
+        layout = layout_of(file.tensors)
+        self._parameters = {parameter.path: parameter for parameter in parameters(config, layout)}
+        self.origin = f"`{file.directory.resolve().name}`, in {LAYOUTS[layout]}"
 
-    def _tensor(self, parameter: Parameter, number: int) -> str:
-        return self._names[self._parameters[parameter.path].tensors[number]]
+    def _tensor(self, parameter: Parameter, layer: int) -> str:
+        return self._names[self._parameters[parameter.path].tensors[layer]]
 
-    def dtype(self, parameter: Parameter, number: int) -> np.dtype:
-        return self._file.dtype(self._tensor(parameter, number))
+    def dtype(self, parameter: Parameter, layer: int) -> np.dtype:
+        return self._file.dtype(self._tensor(parameter, layer))
 
-    def read(self, parameter: Parameter, number: int) -> np.ndarray:
-        layout, name = self._parameters[parameter.path].layout, self._tensor(parameter, number)
-        dtype = self._file.dtype(name)
-        layer = np.empty(layout.our_shape, dtype)
-        read = partial(self._file.read, name, layout.width)
-        layout.fill(layer, tuple(slice(0, size) for size in layout.our_shape), read, dtype.itemsize)
-        return layer
+    def chunks(self, tensor: Tensor) -> Chunks:
+        """As they are in the file where source and destination hold the tensor alike, else put together in memory."""
+        sources = [self._parameters[parameter.path] for parameter in tensor.parameters]
+        if len(sources) == 1 and sources[0].layout.holds_as(tensor.parameters[0].layout):
+            rows, width = math.prod(tensor.shape) // sources[0].layout.width, sources[0].layout.width
+            name = self._tensor(sources[0], tensor.layer)
+            step = max(1, CHUNK_BYTES // (self._file.dtype(name).itemsize * width))
+            for at in range(0, rows, step):
+                block = self._file.read(name, width, range(at, min(at + step, rows)), range(width))
+                yield block.astype(tensor.dtype, copy=False)
+            return
+        values = np.empty(tensor.shape, tensor.dtype)
+        for parameter, source in zip(tensor.parameters, sources, strict=True):
+            layout, name = source.layout, self._tensor(source, tensor.layer)
+            rows = math.prod(layout.their_shape) // layout.width
+            whole = self._file.read(name, layout.width, range(rows), range(layout.width))
+            parameter.layout.put(layout.to_ours(whole.reshape(layout.their_shape)), values)
+        yield values

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 CHUNK_BYTES = 4 << 20  # of the file that are in memory at a time; small enough for the CPU's caches
+CACHE_LINE = 64  # bytes
 
 Index = tuple[slice, ...]
 ReadBlock = Callable[[range, range], np.ndarray]
@@ -60,6 +61,11 @@ class Layout:
         self.width = math.prod(map(self._size, self._theirs[1:]))
         self.shared = self._totals != self._sizes
 
+    def holds_as(self, other: "Layout") -> bool:
+        """Whether both arrange the same array as the same whole tensor."""
+        alike = (self._theirs, self._ours, self._sizes) == (other._theirs, other._ours, other._sizes)
+        return alike and self.their_shape == other.their_shape and not self.shared and not other.shared
+
     def _size(self, axes: list[str]) -> int:
         return math.prod(self._sizes[axis] for axis in axes)
 
@@ -84,7 +90,7 @@ class Layout:
 
     def put(self, array: np.ndarray, tensor: np.ndarray) -> None:
         """Writes a whole array of ours [*our_shape] to its place in a contiguous tensor of theirs [*their_shape]."""
-        self._view(tensor)[...] = array.reshape([self._sizes[axis] for axis in self._our_axes])
+        _copy(array.reshape([self._sizes[axis] for axis in self._our_axes]), self._view(tensor))
 
     def fill(self, out: np.ndarray, index: Index, read: ReadBlock, itemsize: int) -> None:
         """Fills `out` with `ours[index]`, reading no more of their tensor than that needs, a chunk at a time.
@@ -119,8 +125,7 @@ class Layout:
             for at in range(first, stop, step):
                 end = min(at + step, stop)
                 chunk = read(range(row + at, row + end), columns).reshape(end - at, *shape)
-                # Casting before transposing keeps the slower of the two in cache.
-                part[at - first : end - first] = chunk[:, *cut].astype(out.dtype, copy=False)
+                _copy(chunk[:, *cut], part[at - first : end - first])
         if not exact:
             out[...] = block[inside]
 
@@ -140,6 +145,24 @@ class Layout:
         """The part of a dimension of merged axes from the first to the last that is in range of its slowest axis."""
         inner = self._size(dimension[1:])
         return range(ranges[dimension[0]].start * inner, ranges[dimension[0]].stop * inner)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """`target[...] = source`, cast, in strips one cache line wide: transposed in larger ones, lines are fetched twice.
+
+    Array types that numpy does not know itself are copied as the integers they are made of, which is faster.
+    """
+    if source.dtype == target.dtype:
+        bits = np.dtype(f"u{source.itemsize}")
+        source, target = source.view(bits), target.view(bits)
+    axis = min(range(target.ndim), key=lambda axis: (target.shape[axis] == 1, target.strides[axis]))
+    if source.strides[axis] == source.itemsize:
+        target[...] = source
+        return
+    width = max(1, CACHE_LINE // target.itemsize)
+    source, target = np.moveaxis(source, axis, 0), np.moveaxis(target, axis, 0)
+    for at in range(0, len(source), width):
+        target[at : at + width] = source[at : at + width].astype(target.dtype, copy=False)
 
 
 def _dimensions(side: str) -> list[list[str]]:

@@ -9,6 +9,8 @@ from ivl3_jax.config_fields import Fields
 from ivl3_jax.original_config import MODEL_TYPE as ORIGINAL
 from ivl3_jax.original_config import from_original, image_token_id
 
+UNFINISHED = "unfinished.json"  # a directory that holds it is not complete
+
 
 def read_config(directory: str | Path) -> InternVLConfig:
     """Reads `config.json` of a checkpoint directory, in the `-hf` or the original layout.
@@ -20,6 +22,10 @@ def read_config(directory: str | Path) -> InternVLConfig:
     file = Path(directory) / "config.json"
     if file.parent.is_file():
         raise NotADirectoryError(f"{directory} is not a directory; a checkpoint is one, with config.json in it")
+    if (file.parent / UNFINISHED).is_file():
+        raise ValueError(
+            f"{directory} is unfinished: writing it was interrupted; repeat the command that wrote it, or remove it"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a checkpoint directory holds config.json and safetensors")
     try:

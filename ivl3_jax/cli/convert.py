@@ -1,7 +1,9 @@
 """`ivl3 convert`: a checkpoint from one PyTorch layout to the other."""
 
+import sys
 from typing import Literal
 
+from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.arguments import parse
 
 HELP = """Converts a checkpoint between the original layout and transformers' `-hf`.
@@ -15,6 +17,7 @@ def settings(
     *,
     layout: Literal["hf", "original"] = "hf",
     dtype: Literal["bfloat16", "float32", "float16", "float64"] | None = None,
+    max_shard_gb: float = 5.0,
 ) -> None:
     """The options of `ivl3 convert`.
 
@@ -23,6 +26,7 @@ def settings(
         destination: directory to write; it must not exist, or be empty.
         layout: of the destination, `original` for the authors' remote code.
         dtype: of all tensors; by default each keeps its own, and the conversion is exact.
+        max_shard_gb: a larger checkpoint is split into several files.
     """
 
 
@@ -35,18 +39,26 @@ def run(argv: list[str]) -> int:
         description="Writes a checkpoint in another layout, a tensor at a time, with its tokenizer files.",
         example="ivl3 convert InternVL3-1B InternVL3-1B-hf --layout hf",
     )
+    if not chosen.max_shard_gb > 0:
+        raise UsageError(f"--max_shard_gb is {chosen.max_shard_gb}; it must be more than 0")
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from ivl3_jax.conversion.convert import convert
 
     with Progress("writing", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("writing", total=None)
-        convert(
-            chosen.source,
-            chosen.destination,
-            layout=chosen.layout,
-            dtype=chosen.dtype,
-            report=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        try:
+            convert(
+                chosen.source,
+                chosen.destination,
+                layout=chosen.layout,
+                dtype=chosen.dtype,
+                max_shard_bytes=chosen.max_shard_gb * 1e9,
+                report=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            print("interrupted; the same command continues after the last complete file", file=sys.stderr)
+            raise
     print(f"{chosen.destination} holds the checkpoint in the {chosen.layout} layout")
     return 0

@@ -137,7 +137,7 @@ def test_companion_files(tmp_path):
     params = read_params(source, abstract(config), config)
     write_params(params, config, tmp_path / "copied", copy_from=source)
     names = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "generation_config.json"}
-    assert {file.name for file in (tmp_path / "copied").iterdir()} == names
+    assert {file.name for file in (tmp_path / "copied").iterdir()} == names | {"README.md", "SHA256SUMS"}
 
 
 def test_complete_or_not_there(tmp_path, monkeypatch):
