@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ivl3_jax.hf_config import UNFINISHED
@@ -24,30 +24,32 @@ def write_checksums(directory: Path, known: Mapping[str, str]) -> None:
     (directory / FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def check_weights(directory: Path) -> int:
+def check_weights(directory: Path, report: Callable[[int, int], None]) -> None:
     """Compares the safetensors files of a directory with its SHA256SUMS, if it has one.
 
-    Returns:
-        The number of files compared.
+    `report` takes the bytes compared so far, and those of all.
 
     Raises:
         ValueError: a file is not what was written, or the list cannot be read.
     """
     listed = directory / FILE
     if not listed.is_file():
-        return 0
-    count = 0
+        return
+    expected = {}
     for number, line in enumerate(listed.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         match = LINE.match(line)
         if match is None:
             raise ValueError(f"{listed}:{number}: {line[:100]!r} is not a SHA-256 in hexadecimal and a file name")
-        expected, name = match.groups()
-        # A weight file that is missing is for the index to tell; the other files a user may change.
-        if name.endswith(".safetensors") and name == Path(name).name and (directory / name).is_file():
-            count += 1
-            if sha256(directory / name) != expected:
-                raise ValueError(
-                    f"{directory / name} is not the file that {FILE} lists: it was damaged or changed since; fetch it "
-                    f"again, or remove {FILE} if the change is meant"
-                )
-    return count
+        expected[match[2]] = match[1]
+    # A weight file that is missing is for the index to tell; the other files a user may change.
+    files = [file for file in sorted(directory.glob("*.safetensors")) if file.name in expected]
+    total, done = sum(file.stat().st_size for file in files), 0
+    report(done, total)
+    for file in files:
+        if sha256(file) != expected[file.name]:
+            raise ValueError(
+                f"{file} is not the file that {FILE} lists: it was damaged or changed since; fetch it again, or remove "
+                f"{FILE} if the change is meant"
+            )
+        done += file.stat().st_size
+        report(done, total)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def convert(
     layout: str,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> InternVLConfig:
     """Writes the checkpoint `source`, in either layout, as `destination` in `layout`, bit by bit unless cast.
 
@@ -38,7 +39,7 @@ def convert(
     Args:
         source, destination: directories; the second must not exist, or be empty.
         layout: one of `names.LAYOUTS`. dtype: of all tensors; by default each keeps its own.
-        report: takes the bytes written so far, and those to be written in all.
+        report: takes what is being done ("checking", "writing"), the bytes done so far, and those of all.
 
     Returns:
         The config of both.
@@ -48,7 +49,7 @@ def convert(
     """
     source = Path(source)
     config = resolve_tying(source, read_config(source))
-    check_weights(source)
+    check_weights(source, partial(report, "checking"))
     with open_weights(source) as file:
         write_layers(
             _Directory(file, config),
@@ -59,7 +60,7 @@ def convert(
             max_shard_bytes=max_shard_bytes,
             copy_from=source,
             identity={"from": _files(source), "layout": layout, "dtype": dtype, "max_shard_bytes": max_shard_bytes},
-            report=report,
+            report=partial(report, "writing"),
         )
     return config
 

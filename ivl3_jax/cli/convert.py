@@ -41,12 +41,19 @@ def run(argv: list[str]) -> int:
     )
     if not chosen.max_shard_gb > 0:
         raise UsageError(f"--max_shard_gb is {chosen.max_shard_gb}; it must be more than 0")
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 
     from ivl3_jax.conversion.convert import convert
 
-    with Progress("writing", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
-        task = progress.add_task("writing", total=None)
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress("{task.description}", *columns) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase)
+            progress.update(tasks[phase], completed=done, total=total)
+
         try:
             convert(
                 chosen.source,
@@ -54,7 +61,7 @@ def run(argv: list[str]) -> int:
                 layout=chosen.layout,
                 dtype=chosen.dtype,
                 max_shard_bytes=chosen.max_shard_gb * 1e9,
-                report=lambda done, total: progress.update(task, completed=done, total=total),
+                report=show,
             )
         except KeyboardInterrupt:
             progress.stop()
