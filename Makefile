@@ -14,6 +14,8 @@ INSTALL := -m pip install -qq --disable-pip-version-check
 # Pinned, and installed before anything that asks for "torch": that is the CPU build. Unpinned it may bring gigabytes of
 # GPU packages.
 TORCH := torch==2.13.0
+# For one test, which puts it on its path: built for GPUs, it is not to be found by anything else here.
+TORCHVISION := torchvision==0.28.0
 PYTEST := -m pytest -n 2 --dist worksteal
 
 # The first interpreter that runs and is of version $(1), on PATH or among pyenv's; nothing if there is none.
@@ -71,6 +73,7 @@ $(VENV)/demo.stamp: $(PACKAGING) | $(BIN)/python
 $(VENV)/dev.stamp: $(PACKAGING) | $(BIN)/python
 	@$(BIN)/python $(INSTALL) $(TORCH)
 	@$(BIN)/python $(INSTALL) -e '.[demo,dev,parity,tpu]'
+	@$(BIN)/python $(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision $(TORCHVISION)
 	@touch $@ $(VENV)/demo.stamp
 
 $(NEWEST)/dev.stamp: $(PACKAGING)

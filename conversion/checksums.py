@@ -44,8 +44,8 @@ def check_weights(directory: Path, report: Callable[[int, int], None]) -> None:
     # A weight file that is missing is for the index to tell; the other files a user may change.
     files = [file for file in sorted(directory.glob("*.safetensors")) if file.name in expected]
     total, done = sum(file.stat().st_size for file in files), 0
-    report(done, total)
     for file in files:
+        report(done, total)
         if sha256(file) != expected[file.name]:
             raise ValueError(
                 f"{file} is not the file that {FILE} lists: it was damaged or changed since; fetch it again, or remove "

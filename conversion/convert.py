@@ -49,10 +49,11 @@ def convert(
     """
     source = Path(source)
     config = resolve_tying(source, read_config(source))
-    check_weights(source, partial(report, "checking"))
     with open_weights(source) as file:
+        layers = _Directory(file, config)
+        check_weights(source, partial(report, "checking"))
         write_layers(
-            _Directory(file, config),
+            layers,
             config,
             destination,
             layout=layout,

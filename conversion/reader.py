@@ -92,13 +92,13 @@ def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str,
         surplus.remove(names[head])
     complaints = []
     if missing:
-        complaints.append(f"{len(missing)} tensors are missing: {_some(missing)}")
+        complaints.append(f"Missing tensors, {len(missing)}: {_some(missing)}")
         if head in missing:
-            complaints.append(f"without {head} the model is tied: set tie_word_embeddings to true in config.json")
+            complaints.append(f"Without {head} the model is tied: set tie_word_embeddings to true in config.json")
     if surplus:
-        complaints.append(f"{len(surplus)} tensors have no place in the model: {_some(surplus)}")
+        complaints.append(f"Tensors without a place in the model, {len(surplus)}: {_some(surplus)}")
     if complaints:
-        raise ValueError(f"{file.directory} does not fit its config.json. {'; '.join(complaints)}")
+        raise ValueError(f"{file.directory} does not fit its config.json. {'. '.join(complaints)}")
     for name, parameter in wanted.items():
         info, shape = file.tensors[names[name]], parameter.layout.their_shape
         if info.shape != shape:

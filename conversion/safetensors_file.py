@@ -147,7 +147,7 @@ def _indexed(index: Path) -> dict[str, TensorInfo]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{index} names {len(names)} shards, of which {len(missing)} are missing: {', '.join(missing[:5])}"
+            f"{index} names {len(names)} files; missing: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
         )
     found: dict[str, TensorInfo] = {}
     for name in names:

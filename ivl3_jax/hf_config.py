@@ -16,12 +16,14 @@ def read_config(directory: str | Path) -> InternVLConfig:
     """Reads `config.json` of a checkpoint directory, in the `-hf` or the original layout.
 
     Raises:
-        NotADirectoryError: it is a file. FileNotFoundError: no config.json there.
+        NotADirectoryError: it is a file. FileNotFoundError: no such directory, or no config.json there.
         ValueError: not JSON, or a field is missing, unsupported or contradictory.
     """
     file = Path(directory) / "config.json"
     if file.parent.is_file():
         raise NotADirectoryError(f"{directory} is not a directory; a checkpoint is one, with config.json in it")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}; a checkpoint is one, with config.json in it")
     if (file.parent / UNFINISHED).is_file():
         raise ValueError(
             f"{directory} is unfinished: writing it was interrupted; repeat the command that wrote it, or remove it"

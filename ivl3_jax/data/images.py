@@ -49,6 +49,8 @@ def _trouble(source: ImageSource, error: Exception) -> str:
         return "no such image file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"refused as a possible decompression bomb ({error})"
+    if not isinstance(source, Image.Image) and os.path.isfile(source) and not os.path.getsize(source):
+        return "cannot be read as an image: the file is empty"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 

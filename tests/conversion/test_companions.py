@@ -1,6 +1,11 @@
 """A checkpoint that only ever was in the original layout, opened by transformers after its conversion."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +13,13 @@ from PIL import Image
 
 import ivl3_jax
 from ivl3_jax.batch import empty_batch
+from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD
 from ivl3_jax.conversion.convert import convert
 from ivl3_jax.data import ChatTemplate, Message, Processor
 from ivl3_jax.data.records import Sample
 from ivl3_jax.data.tokenizer_training import SPECIALS
 from ivl3_jax.hf_config import read_config
+from ivl3_jax.inference.generate import Generator
 from tests.models.small import relative
 from tests.parity.reference import tiny
 from tests.tolerances import STACK
@@ -94,3 +101,73 @@ def test_the_model_opens_and_agrees(transformers, torch, published, converted):
     with torch.no_grad():
         expected = theirs(input_ids=torch.from_numpy(batch.tokens).long()).logits.numpy()
     assert relative(ivl3_jax.load(published, "float32")(batch), expected) < STACK["float32"]
+
+
+# transformers' complete processor asks for torchvision, which the package index has built for GPUs only: the two
+# operators that its import misses are declared, and never called.
+AUTO = """
+import json, sys
+import numpy as np, torch
+missing = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    missing.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+directory, picture, question = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(directory)
+content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": question}]
+options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+model = AutoModelForImageTextToText.from_pretrained(directory).eval()
+with torch.no_grad():
+    logits = model(**inputs).logits
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+found = {
+    "classes": [type(x).__name__ for x in (processor, processor.image_processor, processor.video_processor, model)],
+    "text": processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True),
+    "ids": inputs["input_ids"][0].tolist(),
+    "answer": processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True),
+}
+np.savez(picture + ".npz", pixels=inputs["pixel_values"].numpy(), logits=logits.numpy())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_opens_in_auto_classes(torch, published, converted, tmp_path):
+    """AutoProcessor and AutoModelForImageTextToText, nothing added: the same chat string, ids, logits and answer."""
+    torchvision = Path(sys.prefix) / "torchvision"
+    if not torchvision.is_dir():
+        pytest.skip("torchvision is not beside this interpreter; `make test` puts it there")
+    picture = tmp_path / "a.png"
+    blocks = np.random.default_rng(0).integers(0, 256, (7, 15, 3), np.uint8)
+    Image.fromarray(blocks.repeat(10, axis=0).repeat(10, axis=1)).save(picture)
+    run = subprocess.run(
+        [sys.executable, "-c", AUTO, str(converted), str(picture), "How many digits?"],
+        env=os.environ | {"PYTHONPATH": str(torchvision)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["classes"] == [
+        "InternVLProcessor",
+        "GotOcr2ImageProcessor",
+        "InternVLVideoProcessor",
+        "InternVLForConditionalGeneration",
+    ]
+    assert found["text"] == ChatTemplate().prompt([Message("user", "<IMG_CONTEXT>\nHow many digits?")])
+    theirs = np.load(f"{picture}.npz")
+    processor = Processor.from_directory(published)
+    encoded = processor.encode_prompt(Sample((Message("user", "How many digits?"),), (picture,)))
+    assert encoded.tokens.tolist() == found["ids"]
+    # torchvision resizes by its own arithmetic, Pillow, which the original code and we use, by another: both in bytes.
+    tiles = np.rint((theirs["pixels"].transpose(0, 2, 3, 1) * IMAGE_STD + IMAGE_MEAN) * 255)
+    assert np.abs(tiles - encoded.tiles).max() <= 2
+    encoded = dataclasses.replace(encoded, tiles=tiles.astype(np.uint8))
+    model = ivl3_jax.load(converted, "float32")
+    batch = processor.collate([[encoded]], len(encoded), len(tiles), 1)
+    assert relative(model(batch), theirs["logits"]) < STACK["float32"]
+    (answer,) = Generator(model).generate([encoded], 12, processor.tokenizer.eos_ids)
+    assert processor.tokenizer.decode(answer) == found["answer"] != ""

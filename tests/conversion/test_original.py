@@ -59,9 +59,9 @@ def test_convert_there_and_back(style, family, tied, tmp_path):
     tensors = {name: x.astype(np.float32) if x.ndim == 1 and "proj" not in name else x for name, x in tensors.items()}
     write_checkpoint(tmp_path / "hf", config, tensors)
     told = []
-    convert(tmp_path / "hf", tmp_path / "original", layout="original", report=lambda *bytes: told.append(bytes))
+    convert(tmp_path / "hf", tmp_path / "original", layout="original", report=lambda *what: told.append(what))
     total = sum(x.nbytes for x in tensors.values())
-    assert told[-1] == (total, total)
+    assert told[-1] == ("writing", total, total)
     assert sorted(told) == told
     assert convert(tmp_path / "original", tmp_path / "back", layout="hf", max_shard_bytes=50_000) == config
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())

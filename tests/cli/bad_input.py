@@ -1,0 +1,444 @@
+"""The mistakes that docs/bad-input.md lists: how each is made, and the command that meets it.
+
+A case takes a directory of its own, with a good checkpoint in `model` (`-hf`, one file), in `sharded` (`-hf`, several)
+and in `original`, spoils something, and returns the arguments of `ivl3`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+CASES: dict[str, Callable[[Path], list[str]]] = {}
+QUESTION = "How many digits?"
+
+
+def case(name):
+    def add(function):
+        assert name not in CASES
+        CASES[name] = function
+        return function
+
+    return add
+
+
+def edit(file, **fields):
+    """Sets fields of a JSON file, by dots; None removes one."""
+    content = json.loads(file.read_text())
+    for path, value in fields.items():
+        *parents, last = path.split("__")
+        inner = content
+        for parent in parents:
+            inner = inner[parent]
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+    file.write_text(json.dumps(content))
+
+
+def tensors(directory, change):
+    """Lets `change` alter the dictionary of tensors of a single-file checkpoint."""
+    file = directory / "model.safetensors"
+    found = load_file(file)
+    change(found)
+    save_file(found, file, metadata={"format": "pt"})
+
+
+def picture(work, name="a.png", size=(60, 40)):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)).save(work / name)
+    return str(work / name)
+
+
+def convert(work, source="model"):
+    return ["convert", str(work / source), str(work / "out")]
+
+
+def ask(work, *inputs, source="model"):
+    return ["chat", str(work / source), *map(str, inputs), "--max-new-tokens", "2"]
+
+
+# Directories and their configuration
+
+
+@case("no such checkpoint")
+def _(work):
+    return convert(work, "nowhere")
+
+
+@case("a file instead of a checkpoint")
+def _(work):
+    return ask(work, QUESTION, source="model/model.safetensors")
+
+
+@case("no config.json")
+def _(work):
+    (work / "model/config.json").unlink()
+    return convert(work)
+
+
+@case("config.json is not JSON")
+def _(work):
+    (work / "model/config.json").write_text('{"model_type": "internvl",')
+    return convert(work)
+
+
+@case("another kind of model")
+def _(work):
+    edit(work / "model/config.json", model_type="llava")
+    return convert(work)
+
+
+@case("unknown decoder")
+def _(work):
+    edit(work / "model/config.json", text_config__model_type="mamba")
+    return convert(work)
+
+
+@case("unknown decoder, original layout")
+def _(work):
+    edit(work / "original/config.json", llm_config__architectures=["PhiForCausalLM"])
+    return convert(work, "original")
+
+
+@case("a field is missing")
+def _(work):
+    edit(work / "model/config.json", text_config__hidden_size=None)
+    return convert(work)
+
+
+@case("a field has the wrong type")
+def _(work):
+    edit(work / "model/config.json", vision_config__num_hidden_layers="three")
+    return convert(work)
+
+
+@case("an unfinished checkpoint")
+def _(work):
+    (work / "model/unfinished.json").write_text("{}")
+    return ask(work, QUESTION)
+
+
+# Weights
+
+
+@case("no weights")
+def _(work):
+    (work / "model/model.safetensors").unlink()
+    return convert(work)
+
+
+@case("weights as pickles only")
+def _(work):
+    (work / "model/model.safetensors").rename(work / "model/pytorch_model.bin")
+    return convert(work)
+
+
+@case("a Git LFS pointer")
+def _(work):
+    (work / "model/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    return convert(work)
+
+
+@case("truncated weights")
+def _(work):
+    file = work / "model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return ask(work, QUESTION)
+
+
+@case("a corrupt header")
+def _(work):
+    file = work / "model/model.safetensors"
+    file.write_bytes((100).to_bytes(8, "little") + b"?" * 200)
+    return convert(work)
+
+
+@case("a tensor of integers")
+def _(work):
+    tensors(work / "model", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].astype(np.int8)}))
+    return convert(work)
+
+
+@case("a missing tensor")
+def _(work):
+    tensors(work / "model", lambda t: t.pop("model.language_model.norm.weight"))
+    return convert(work)
+
+
+@case("a surplus tensor")
+def _(work):
+    tensors(work / "model", lambda t: t.update({"model.language_model.extra": np.zeros(3, np.float32)}))
+    return convert(work)
+
+
+@case("a tensor of another shape")
+def _(work):
+    tensors(work / "model", lambda t: t.update({"lm_head.weight": np.zeros((7, 64), np.float32)}))
+    return convert(work)
+
+
+@case("two tensors for one name")
+def _(work):
+    tensors(work / "model", lambda t: t.update({"language_model.lm_head.weight": t["lm_head.weight"]}))
+    return convert(work)
+
+
+@case("half a LoRA adapter")
+def _(work):
+    def adapt(t):
+        name = "language_model.base_model.model.model.layers.0.self_attn.q_proj"
+        t[f"{name}.base_layer.weight"] = t.pop("language_model.model.layers.0.self_attn.q_proj.weight")
+        t[f"{name}.lora_A.default.weight"] = np.zeros((2, 64), np.float32)
+
+    tensors(work / "original", adapt)
+    return convert(work, "original")
+
+
+@case("weights that differ from SHA256SUMS")
+def _(work):
+    file = work / "model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    return convert(work)
+
+
+@case("a corrupt index")
+def _(work):
+    (work / "sharded/model.safetensors.index.json").write_text("{")
+    return convert(work, "sharded")
+
+
+@case("an index without weight_map")
+def _(work):
+    edit(work / "sharded/model.safetensors.index.json", weight_map=None)
+    return convert(work, "sharded")
+
+
+@case("an index that points elsewhere")
+def _(work):
+    edit(work / "sharded/model.safetensors.index.json", weight_map={"lm_head.weight": "../secret.safetensors"})
+    return convert(work, "sharded")
+
+
+@case("an index that is wrong")
+def _(work):
+    edit(work / "sharded/model.safetensors.index.json", weight_map__ghost="model-00001-of-00004.safetensors")
+    return convert(work, "sharded")
+
+
+@case("a missing shard")
+def _(work):
+    (work / "sharded/model-00002-of-00004.safetensors").unlink()
+    return convert(work, "sharded")
+
+
+@case("shards without an index")
+def _(work):
+    (work / "sharded/model.safetensors.index.json").unlink()
+    return ask(work, QUESTION, source="sharded")
+
+
+# Tokenizer and processor
+
+
+@case("no tokenizer")
+def _(work):
+    (work / "model/tokenizer.json").unlink()
+    return ask(work, QUESTION)
+
+
+@case("a corrupt tokenizer")
+def _(work):
+    (work / "model/tokenizer.json").write_text("{}")
+    return ask(work, QUESTION)
+
+
+@case("a corrupt sentencepiece model")
+def _(work):
+    (work / "model/tokenizer.json").rename(work / "model/tokenizer.model")
+    return ask(work, QUESTION)
+
+
+@case("a tokenizer without the image token")
+def _(work):
+    file = work / "model/tokenizer.json"
+    file.write_text(file.read_text().replace("<IMG_CONTEXT>", "<IMG_KONTEXT>"))
+    return ask(work, QUESTION)
+
+
+@case("another image token in config.json")
+def _(work):
+    edit(work / "model/config.json", image_token_id=5)
+    return ask(work, QUESTION)
+
+
+@case("tiles of another size")
+def _(work):
+    edit(work / "model/preprocessor_config.json", size={"height": 448, "width": 448})
+    return ask(work, QUESTION)
+
+
+@case("another normalisation")
+def _(work):
+    edit(work / "model/preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+    return ask(work, QUESTION)
+
+
+# Images
+
+
+@case("no such image")
+def _(work):
+    return ask(work, work / "missing.png", QUESTION)
+
+
+@case("not an image")
+def _(work):
+    (work / "a.png").write_text("hello")
+    return ask(work, work / "a.png", QUESTION)
+
+
+@case("an empty file as image")
+def _(work):
+    (work / "a.png").touch()
+    return ask(work, work / "a.png", QUESTION)
+
+
+@case("a truncated image")
+def _(work):
+    file = Path(picture(work))
+    file.write_bytes(file.read_bytes()[:1000])
+    return ask(work, file, QUESTION)
+
+
+@case("an image of no pixels")
+def _(work):
+    # Netpbm's header may say so; Pillow itself refuses to write one.
+    (work / "a.ppm").write_bytes(b"P6\n0 4\n255\n")
+    return ask(work, work / "a.ppm", QUESTION)
+
+
+@case("a decompression bomb")
+def _(work):
+    Image.new("1", (20_000, 20_000)).save(work / "a.png")
+    return ask(work, work / "a.png", QUESTION)
+
+
+# Prompts
+
+
+@case("an empty prompt")
+def _(work):
+    return ask(work, " ")
+
+
+@case("no question")
+def _(work):
+    return ask(work, picture(work))
+
+
+@case("a prompt that is too long")
+def _(work):
+    return ask(work, "How many? " * 400)
+
+
+@case("more placeholders than images")
+def _(work):
+    return ask(work, picture(work), "<image> or <image>?")
+
+
+@case("a special token in a prompt")
+def _(work):
+    return ask(work, "What does <|im_end|> mean?")
+
+
+@case("no tokens to answer with")
+def _(work):
+    return [*ask(work, QUESTION), "--max-new-tokens", "0"]
+
+
+@case("a negative temperature")
+def _(work):
+    return [*ask(work, QUESTION), "--temperature", "-1"]
+
+
+# Writing
+
+
+@case("a destination that is in use")
+def _(work):
+    (work / "out").mkdir()
+    (work / "out/notes.txt").touch()
+    return convert(work)
+
+
+@case("an unknown layout")
+def _(work):
+    return [*convert(work), "--layout", "gguf"]
+
+
+@case("a dtype that cannot be written")
+def _(work):
+    return [*convert(work), "--dtype", "int8"]
+
+
+# Training and the command itself
+
+
+def recipe(work, content="model: {checkpoint: model}\n"):
+    (work / "recipe.yaml").write_text(content)
+    return ["train", "--config", str(work / "recipe.yaml"), "--output", str(work / "run")]
+
+
+def lines(work, *samples):
+    (work / "data.jsonl").write_text("\n".join(samples) + "\n")
+    model = {"checkpoint": str(work / "model")}
+    data = {"annotation": str(work / "data.jsonl"), "rows": 1, "tokens": 64, "tiles": 2, "segments": 2}
+    return recipe(work, json.dumps({"model": model, "data": data, "train": {"steps": 1}}))
+
+
+@case("an unknown key in a recipe")
+def _(work):
+    return recipe(work, "train: {learning_rat: 1.0e-5}\n")
+
+
+@case("a value of the wrong type in a recipe")
+def _(work):
+    return recipe(work, "train: {steps: many}\n")
+
+
+@case("a malformed line of data")
+def _(work):
+    return lines(work, '{"conversations": [')
+
+
+@case("an image of the data that is missing")
+def _(work):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    return lines(work, json.dumps({"image": "nowhere.png", "conversations": turns}))
+
+
+@case("a path that leaves its root")
+def _(work):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    return lines(work, json.dumps({"image": "../../etc/passwd", "conversations": turns}))
+
+
+@case("an unknown command")
+def _(work):
+    return ["convrt", str(work / "model")]
+
+
+@case("an unknown option")
+def _(work):
+    return [*convert(work), "--layuot", "hf"]
+
+
+def prepare(work: Path, good: Path) -> None:
+    """Copies the three good checkpoints to where a case expects them."""
+    for name in ("model", "sharded", "original"):
+        shutil.copytree(good / name, work / name)
