@@ -1,4 +1,4 @@
-"""Videos to frames: files and GIFs through PyAV (extra `video`), and directories of frames.
+"""Which frames of a video are looked at, and reading them from files, GIFs and directories of frames.
 
 A frame is named by its index in the order of display, as decord has it, whatever the rate does in between. Only the
 chosen frames are kept, each only in the form that is wanted of it.
@@ -6,16 +6,16 @@ chosen frames are kept, each only in the form that is wanted of it.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from ivl3_jax.data.images import open_image, tile_image
 from ivl3_jax.data.records import Video
+from ivl3_jax.data.video_file import read_file
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def sample_frames(path: str | os.PathLike, choose: Choose, keep: Callable[[Image
             return _from_directory(path, choose, keep)
         if not os.path.isfile(path):
             raise ValueError("no such video file or directory of frames")
-        return _from_file(path, choose, keep)
+        return read_file(path, choose, keep)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -103,58 +103,3 @@ def _from_directory(path: str | os.PathLike, choose: Choose, keep: Callable[[Ima
 def _frame_number(file: Path) -> tuple[int, str]:
     number = re.search(r"(\d+)$", file.stem)
     return int(number[1]) if number else -1, file.name
-
-
-def _from_file(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> list[T]:
-    import av  # late: most uses have no video, and it is an extra
-
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise ValueError("has no video in it")
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-            count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        indices = _choose(choose, count, fps)
-        found, decoded = _decode(path, set(indices), keep)
-        if len(found) < len(set(indices)):  # a damaged end, of which the count above does not know
-            indices = _choose(choose, decoded, fps)
-            found, _ = _decode(path, set(indices), keep)
-        return [found[index] for index in indices]
-    except av.FFmpegError as error:
-        raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
-
-
-def _choose(choose: Choose, count: int, fps: float | None) -> Sequence[int]:
-    if not count:
-        raise ValueError("the video has no frames")
-    return choose(count, fps)
-
-
-def _decode(path: str | os.PathLike, wanted: set[int], keep: Callable[[Image.Image], T]) -> tuple[dict[int, T], int]:
-    """What is kept of the wanted frames by index, and how many frames were decoded: all up to the last wanted one."""
-    found, decoded = {}, 0
-    for index, frame in enumerate(islice(_frames(path), max(wanted) + 1)):
-        decoded = index + 1
-        if index in wanted:
-            found[index] = keep(_upright(frame))
-    return found, decoded
-
-
-def _frames(path: str | os.PathLike) -> Iterator[Any]:
-    import av
-
-    with av.open(os.fspath(path)) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        try:
-            yield from container.decode(video=0)
-        except av.InvalidDataError:
-            return  # damaged from here on; what came before counts
-
-
-def _upright(frame: Any) -> Image.Image:
-    """The frame as players show it: phones store videos lying and say by how much to turn them."""
-    image = frame.to_image()
-    turn = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-    quarter = frame.rotation % 360
-    return image.transpose(turn[quarter]) if quarter in turn else image

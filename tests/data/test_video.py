@@ -1,5 +1,6 @@
 """Which frames of a video are read, from files, GIFs and directories, and what bad ones are told."""
 
+import dataclasses
 import itertools
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivl3_jax.data import video as videos
+from ivl3_jax.data import video_file
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import Video
 from ivl3_jax.data.video import is_video, sample_frames, spread, video_tiles
@@ -116,21 +117,47 @@ def test_tiles(clip):
 
 def test_only_what_is_chosen_is_kept(clip, monkeypatch):
     """Frames that nobody wants are not even converted."""
-    seen, upright = [], videos._upright
-    monkeypatch.setattr(videos, "_upright", lambda frame: seen.append(frame.pts) or upright(frame))
+    seen, upright = [], video_file._upright
+    monkeypatch.setattr(video_file, "_upright", lambda frame: seen.append(frame.pts) or upright(frame))
     assert sample_frames(clip, lambda *_: [2, 2, 11], index_of) == [2, 2, 11]
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts"])
+def test_seeking_finds_what_decoding_all_finds(suffix, tmp_path):
+    file = write_video(tmp_path / f"clip.{suffix}", FRAMES)
+    contents = video_file._contents(file)
+    assert (contents.count, list(contents.starts)) == (FRAMES, [0, 6, 12, 18])
+    for wanted in ([0], [19], [5, 6], [1, 7, 8, 18], [11, 12, 13], range(FRAMES)):
+        found = video_file._by_seeking(file, wanted, contents, index_of)
+        assert found == {index: index for index in wanted} or (found is None and suffix == "ts")
+        assert video_file._from_the_beginning(file, wanted, index_of)[0] == {index: index for index in wanted}
+
+
+def test_a_file_that_leads_elsewhere_is_decoded_from_the_beginning(clip, monkeypatch):
+    contents = video_file._contents
+    wrong = {"times": range(100, 100 + FRAMES)}
+    monkeypatch.setattr(video_file, "_contents", lambda path: dataclasses.replace(contents(path), **wrong))
+    assert sample_frames(clip, lambda *_: [2, 11], index_of) == [2, 11]
+
+
 def test_a_damaged_end_leaves_what_came_before(clip, monkeypatch):
-    whole = videos._frames
-    monkeypatch.setattr(videos, "_frames", lambda path: itertools.islice(whole(path), 8))
+    whole = video_file._frames
+    monkeypatch.setattr(video_file, "_frames", lambda path: itertools.islice(whole(path), 8))
+    monkeypatch.setattr(video_file, "_by_seeking", lambda *_: None)
     found = sample_frames(clip, spread(Video(clip, 4)), index_of)
     assert found == published_indices(7, 10, 4, None)
 
 
-def test_a_lying_video_is_turned_upright(clip, monkeypatch):
-    frame = next(videos._frames(clip))
+def test_a_file_cut_off_in_the_middle(tmp_path):
+    file = write_video(tmp_path / "clip.mkv", FRAMES)
+    file.write_bytes(file.read_bytes()[:-400])
+    found = sample_frames(file, lambda count, fps: range(count), index_of)
+    assert found == [*range(8), 9]  # the frame between is stored behind the one that it leans on, and is lost
+
+
+def test_a_lying_video_is_turned_upright(clip):
+    frame = next(video_file._frames(clip))
 
     class Lying:
         rotation = 90
@@ -138,8 +165,8 @@ def test_a_lying_video_is_turned_upright(clip, monkeypatch):
         def to_image(self):
             return frame.to_image()
 
-    assert videos._upright(frame).size == (64, 48)
-    assert videos._upright(Lying()).size == (48, 64)
+    assert video_file._upright(frame).size == (64, 48)
+    assert video_file._upright(Lying()).size == (48, 64)
 
 
 def test_what_is_a_video(clip, gif, folder, tmp_path):
