@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ivl3_jax.cli.mistakes import explain
-from ivl3_jax.data.images import open_image
-from ivl3_jax.data.records import Video
+from ivl3_jax.data.records import Message, Sample, Video
 from ivl3_jax.inference.chat import Chat
 
 # name: (what stands behind it, what it does)
@@ -97,6 +96,10 @@ class Talk:
             print(f"\n(stopped{'; /undo takes the turn back' if told else ''})", flush=True)
             if not told:
                 return  # what is attached is still to be asked about
+        except ValueError as error:
+            if not self.images and not self.videos:
+                raise
+            raise ValueError(f"{error} (what is attached stays so until /drop)") from error
         self._drop("")
 
     def _command(self, line: str) -> None:
@@ -109,17 +112,21 @@ class Talk:
 
     def _image(self, rest: str) -> None:
         files = _files("image", rest)
-        for file in files:
-            open_image(file)  # so that a bad one is told now, and not attached
+        self._check(files, ())
         self.images += files
 
     def _video(self, rest: str) -> None:
         file, *clip = _files("video", rest)
         if len(clip) not in (0, 2):
             raise ValueError(f"{' '.join(clip)!r} is not a start and an end; the usage is {_usage('video')}")
-        if not os.path.exists(file):
-            raise ValueError(f"{file}: no such video file or directory of frames")
-        self.videos.append(Video(file, self.frames, (_seconds(clip[0]), _seconds(clip[1])) if clip else None))
+        video = Video(file, self.frames, (_seconds(clip[0]), _seconds(clip[1])) if clip else None)
+        self._check((), [video])
+        self.videos.append(video)
+
+    def _check(self, images: Sequence[str], videos: Sequence[Video]) -> None:
+        """Opens what is to be attached, so that a bad file is told now, and not attached."""
+        processor = self.conversation.processor
+        processor.opened(Sample((Message("user", ""),), tuple(images), videos=tuple(videos)), processor.max_tiles)
 
     def _drop(self, rest: str) -> None:
         self.images, self.videos = [], []

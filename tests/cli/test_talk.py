@@ -32,7 +32,8 @@ def files(tmp_path, monkeypatch):
     picture(30, 30).save("a.png")
     picture(30, 30, 1).save("two words.png")
     write_video(tmp_path / "clip.mp4", 12)
-    (tmp_path / "text.png").write_text("no image")
+    for name in ("text.png", "text.mp4"):
+        (tmp_path / name).write_text("neither")
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(converse, files):
         "/video none.mp4": "none.mp4: no such video file or directory of frames",
         "/video clip.mp4 1": "'1' is not a start and an end; the usage is /video FILE [START END]",
         "/video clip.mp4 a b": "'a' is not a number of seconds",
+        "/video text.mp4": "text.mp4: cannot be read as a video",
+        "/video clip.mp4 2 3": "clip.mp4: the clip begins at 2 s, but the video ends after 1.2 s",
         "/video clip.mp4 2 1": "the clip is 2 to 1 s",
         "/imgae a.png": "there is no command /imgae; did you mean /image?",
         "/": "there is no command /; /help lists them",
@@ -101,7 +104,14 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(converse, files):
 
 def test_attached_files_outlive_a_question_that_failed(converse, files):
     _, err, asked = converse("/image a.png", "<image> <image>?", "<image>?")
-    assert len(err) == 1 and asked[0].count("<img>") == 1
+    assert len(err) == 1 and err[0].endswith("(what is attached stays so until /drop)")
+    assert asked[0].count("<img>") == 1
+
+
+def test_files_of_the_command_line_may_be_bad(converse, files):
+    _, err, asked = converse("One?", "Two?", "/drop", "Three?", images=["text.png"])
+    assert len(err) == 2 and all("text.png: cannot be read as an image" in line for line in err)
+    assert len(asked) == 1
 
 
 def test_undo_reset_system_help_quit(converse):
@@ -128,7 +138,7 @@ def test_undo_reset_system_help_quit(converse):
 
 def test_a_missing_extra_is_a_mistake_too(converse, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    _, err, asked = converse("/video clip.mp4", "One?", "/drop", "Two?")
+    _, err, asked = converse("/video clip.mp4", "One?")
     assert err == ["ivl3: error: this needs av, which is not installed: it comes with the extra 'video' of ivl3-jax"]
     assert len(asked) == 1
 
