@@ -14,7 +14,13 @@ from ivl3_jax.sharding.plan import ShardingPlan
 DTYPES = ("float32", "bfloat16", "float64")
 
 
-def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | str | None = None) -> Model:
+def load(
+    directory: str | Path,
+    dtype: str | None = None,
+    plan: ShardingPlan | str | None = None,
+    *,
+    dynamic_ntk: bool = True,
+) -> Model:
     """Opens a checkpoint in transformers' `-hf` layout or in the authors' original one.
 
     Args:
@@ -22,6 +28,8 @@ def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | s
         dtype: of parameters and computation: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64). By default
             bfloat16, and float32 on CPUs, whose bfloat16 products are slow.
         plan: where the parameters lie: a plan, the name of a shipped one or a YAML file; by default one device.
+        dynamic_ntk: False keeps plain rotary frequencies beyond the trained length, as the published code did for
+            Qwen2; up to that length both are equal.
 
     Raises:
         FileNotFoundError: the directory, its config.json or weights are missing.
@@ -35,7 +43,8 @@ def load(directory: str | Path, dtype: str | None = None, plan: ShardingPlan | s
     plan = plan if isinstance(plan, ShardingPlan) else ShardingPlan.read(plan) if plan else ShardingPlan()
     mesh = plan.make_mesh()
     graphdef, abstract = abstract_model(config, plan, mesh, param_dtype=dtype, dtype=dtype)
-    return Model(config, plan, mesh, graphdef, read_params(directory, abstract, config), source=directory)
+    model = Model(config, plan, mesh, graphdef, read_params(directory, abstract, config), source=directory)
+    return model if dynamic_ntk else model.with_plain_rope()
 
 
 def save(model: Model, directory: str | Path, *, layout: str = "hf", dtype: str | None = None) -> None:

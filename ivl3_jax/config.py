@@ -114,10 +114,14 @@ class RopeScaling:
 
     `dynamic` (NTK) leaves them alone up to `max_positions`, so both types agree there; beyond, they are a function of
     the row's length, up to `factor` times `max_positions`. `default` refuses longer rows.
+
+    `applied` False keeps the plain frequencies in rows as long as before, as the published code did for Qwen2 under the
+    transformers 4.37 that it pinned, and as V2PE has it. It is how a model is used; checkpoints do not hold it.
     """
 
     type: Literal["default", "dynamic"] = "default"
     factor: float = 1.0
+    applied: bool = True
 
     def __post_init__(self) -> None:
         _choice(self, "type", ROPE_TYPES)
@@ -167,6 +171,10 @@ class DecoderConfig:
         """Positions that a row may have: the trained length, and what dynamic NTK adds to it."""
         stretched = self.rope_scaling.factor if self.rope_scaling.type == "dynamic" else 1
         return int(self.max_positions * max(1, stretched))
+
+    def with_plain_rope(self) -> "DecoderConfig":
+        """The same with dynamic NTK off, see `RopeScaling`."""
+        return dataclasses.replace(self, rope_scaling=dataclasses.replace(self.rope_scaling, applied=False))
 
 
 @dataclass(frozen=True)

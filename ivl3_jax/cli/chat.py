@@ -1,41 +1,68 @@
-"""`ivl3 chat`: one question about pictures, answered in the terminal as it is generated."""
+"""`ivl3 chat`: questions about images and videos, answered in the terminal as the answer is generated."""
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from ivl3_jax.cli import UsageError
 
-HELP = """Asks a checkpoint about pictures.
+HELP = """Asks a checkpoint about images and videos; without a question it is a conversation.
 ivl3 chat InternVL3-1B-hf photo.jpg "What is written here?"
+"""
+
+EXAMPLES = """examples:
+  ivl3 chat InternVL3-1B-hf photo.jpg "What is written here?"
+  ivl3 chat InternVL3-1B-hf clip.mp4 "What happens?" --frames 16 --clip 10 25
+  ivl3 chat InternVL3-1B-hf photo.jpg          a conversation, in which /help lists the commands
 """
 
 
 def run(argv: list[str]) -> int:
-    """Prints the answer piece by piece; returns 0."""
+    """Prints the answer piece by piece, or converses until the end of input; returns 0."""
     arguments = _parse(argv)
-    *images, question = arguments.inputs
-    for image in images:
-        if not os.path.isfile(image):  # not Path.is_file, which fails for very long text
-            raise UsageError(
-                f"there is no image file {image!r}; the order is: ivl3 chat DIRECTORY [IMAGE ...] QUESTION, with the "
-                "question in quotes"
-            )
-    if not images and os.path.isfile(question):
-        raise UsageError(f"the question is missing: the last argument is the file {question!r}")
+    files, question = _split(arguments.inputs)
+    talking = arguments.interactive or (question is None and sys.stdin.isatty())
+    if question is None and not talking:
+        found = f"the last argument is the file {files[-1]!r}" if files else "there is only the directory"
+        raise UsageError(f"the question is missing: {found}; with --interactive, questions are read from the input")
     # Late, so that mistakes above answer at once.
-    import ivl3_jax
+    from ivl3_jax.cli.talk import Talk
+    from ivl3_jax.conversion.checkpoint import load
+    from ivl3_jax.data.records import Video
+    from ivl3_jax.data.video import is_video
+    from ivl3_jax.inference.chat import Chat
     from ivl3_jax.inference.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    model = ivl3_jax.load(arguments.directory, dtype=arguments.dtype)
-    chat = ivl3_jax.Chat(model, system=arguments.system)
+    images = [file for file in files if not is_video(file)]
+    videos = [Video(file, arguments.frames, arguments.clip) for file in files if is_video(file)]
+    if not videos and arguments.clip:
+        raise UsageError("--clip is given, but no video")
+    model = load(arguments.directory, dtype=arguments.dtype, dynamic_ntk=not arguments.no_dynamic_ntk)
+    chat = Chat(model, system=arguments.system, visual_delta=arguments.visual_delta)
     del model
-    for piece in chat.stream(question, images, max_new_tokens=arguments.max_new_tokens, sampling=sampling):
+    settings = {"max_new_tokens": arguments.max_new_tokens, "sampling": sampling}
+    if talking:
+        return Talk(chat, images, videos, frames=arguments.frames, settings=settings).run(question)
+    for piece in chat.stream(question or "", images, videos, **settings):
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
+    """The files, and the question if the last input is one."""
+    # os.path.exists and not Path.exists, which fails for very long text.
+    files, question = (list(inputs), None) if not inputs or os.path.exists(inputs[-1]) else (inputs[:-1], inputs[-1])
+    for file in files:
+        if not os.path.exists(file):
+            raise UsageError(
+                f"there is no image file or video {file!r}; the order is: ivl3 chat DIRECTORY [IMAGE or VIDEO ...] "
+                "QUESTION, with the question in quotes"
+            )
+    return list(files), question
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,27 +70,52 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see ivl3 chat --help")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="ivl3 chat",
-        description="Asks a checkpoint about pictures.",
-        epilog='example: ivl3 chat InternVL3-1B-hf photo.jpg "What is written here?"',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Asks a checkpoint about images and videos. Without a question it is a conversation.",
+        epilog=EXAMPLES,
+        formatter_class=_Formatter,
     )
     parser.add_argument("directory", help="checkpoint: config.json, safetensors weights, tokenizer")
     parser.add_argument(
         "inputs",
-        nargs="+",
-        metavar="[IMAGE ...] QUESTION",
-        help="image files, then the question; <image> in it says where an image belongs, otherwise they stand in front",
+        nargs="*",
+        default=[],
+        metavar="[IMAGE or VIDEO ...] QUESTION",
+        help="files, then the question; <image> and <video> in it say where one belongs, otherwise they stand in "
+        "front. A video is a file, an animated GIF, or a directory of frames",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="the answer's length at most")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0 is all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens that make up p")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--system", help="a system message; without it there is none, in either layout")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--interactive", action="store_true", help="a conversation, also where the input is no terminal")
+    add("--max-new-tokens", type=int, default=1024, help="the answer's length at most")
+    add("--temperature", type=float, default=0.0, help="0 always takes the most likely token")
+    add("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0 is all")
+    add("--top-p", type=float, default=1.0, help="draw from the most likely tokens that make up p")
+    add("--seed", type=int, default=0, help="of the draws")
+    add("--frames", type=int, default=8, help="how many frames of a video are looked at")
+    add("--clip", type=float, nargs=2, metavar=("START", "END"), help="the seconds of the videos that are looked at")
+    add(
+        "--system",
+        default="published",
+        help="the system message: published (InternVL's own in the original layout, none in -hf), internvl, none, or "
+        "your own text",
+    )
+    add(
+        "--visual-delta",
+        type=float,
+        metavar="DELTA",
+        help="the step between positions of visual tokens, 1/256 to 1 as a decimal (V2PE); dynamic NTK is then off",
+    )
+    add("--no-dynamic-ntk", action="store_true", help="plain rotary frequencies beyond the trained length")
+    add(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of weights and computation; by default float32 on a CPU, else bfloat16",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ivl3_jax
 from ivl3_jax.cli import UsageError
+from ivl3_jax.cli.mistakes import explain
 
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
@@ -23,16 +24,6 @@ COMMANDS = {
     "parity": "ivl3_jax.cli.parity",
     "train": "ivl3_jax.cli.train",
     "demo": "ivl3_jax.cli.demo",
-}
-
-# The extra that brings a module, for a message when it is absent.
-EXTRAS = {
-    "av": "video",
-    "libtpu": "tpu",
-    "matplotlib": "demo",
-    "sklearn": "demo",
-    "torch": "parity",
-    "transformers": "parity",
 }
 
 TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
@@ -82,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("IVL3_DEBUG") == "1":
             raise
-        message = _message(error)
+        message = explain(error)
         if message is None:
             raise
         print(f"ivl3: error: {message}", file=sys.stderr)
@@ -124,17 +115,6 @@ def _help(module: str) -> str:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "HELP" for t in node.targets):
             return ast.literal_eval(node.value)
     raise AttributeError(f"{module} has no literal HELP")
-
-
-def _message(error: Exception) -> str | None:
-    """One line for a user, or None if the error is a fault of the program."""
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
-        extra = EXTRAS.get(missing)
-        return extra and f"this needs {missing}, which is not installed: it comes with the extra {extra!r} of ivl3-jax"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

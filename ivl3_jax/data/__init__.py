@@ -1,11 +1,11 @@
-"""The data engine, host side only: records, images, chat template, tokenizer, batches. Imports no jax."""
+"""The data engine, host side only: records, images, videos, chat template, tokenizer, batches. Imports no jax."""
 
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.images import choose_grid, open_image, tile_image
 from ivl3_jax.data.jsonl import read_jsonl
 from ivl3_jax.data.loader import batches, prefetch
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
+from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample, Video
 from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
 from ivl3_jax.data.tokenizer import Tokenizer
 
@@ -18,6 +18,7 @@ __all__ = [
     "Processor",
     "Sample",
     "Tokenizer",
+    "Video",
     "batches",
     "choose_grid",
     "open_image",

@@ -56,11 +56,20 @@ def _trouble(source: ImageSource, error: Exception) -> str:
 
 @lru_cache
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (columns, rows) with min_tiles <= columns * rows <= max_tiles, by ascending area."""
+    """All (columns, rows) with min_tiles <= columns * rows <= max_tiles, by ascending area.
+
+    Grids of one area come in the order in which the original has them: that of a Python set filled as here. It decides
+    between two that are equally near, which happens where `min_tiles` is not 1.
+    """
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(f"min_tiles is {min_tiles} and max_tiles {max_tiles}; valid: 1 <= min_tiles <= max_tiles")
-    sides = range(1, max_tiles + 1)
-    grids = ((cols, rows) for cols in sides for rows in sides if min_tiles <= cols * rows <= max_tiles)
+    grids = {
+        (cols, rows)
+        for side in range(min_tiles, max_tiles + 1)
+        for cols in range(1, side + 1)
+        for rows in range(1, side + 1)
+        if min_tiles <= cols * rows <= max_tiles
+    }
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 

@@ -1,6 +1,6 @@
 """Samples to token segments and tiles, and segments to a Batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,14 +11,19 @@ from ivl3_jax.batch import IGNORE, Batch, empty_batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
 from ivl3_jax.data.images import tile_image
-from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample
+from ivl3_jax.data.positions import plain_positions
+from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, ImageSource, Message, Sample
 from ivl3_jax.data.template import ChatTemplate
 from ivl3_jax.data.tile_bounds import FEWEST, MOST, tile_bounds
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REQUIRED, Tokenizer
+from ivl3_jax.data.video import video_tiles
+from ivl3_jax.data.visuals import open_visuals, spell_out
 from ivl3_jax.hf_config import read_config
 
 # These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
-RESERVED = (*REQUIRED, "<video>")
+RESERVED = (*REQUIRED, VIDEO_PLACEHOLDER)
+
+_NOTHING = Sample(())
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Processor:
         min_tiles, max_tiles: bounds of an image's grid, the thumbnail not counted.
         thumbnail: whether an image of several tiles is followed by a thumbnail of the whole.
         vocab: rows of the model's embedding table, which no token may pass; None does not check.
+        positions: which tokens are visual, bool [n], to their rope positions, float32 [n]; see data/positions.py.
 
     Raises:
         ValueError: the template's system message has a special token.
@@ -45,6 +51,7 @@ class Processor:
     max_tiles: int = MOST
     thumbnail: bool = True
     vocab: int | None = None
+    positions: Callable[[np.ndarray], np.ndarray] = plain_positions
 
     def __post_init__(self) -> None:
         if self.template.system is not None:
@@ -83,7 +90,7 @@ class Processor:
         Args:
             sample: at least one assistant turn; every assistant turn is trained on.
             max_tiles: of one image; by default `self.max_tiles` shared out, max(1, max_tiles // images), as the
-                original trains.
+                original trains. A frame of a video has one tile.
 
         Returns:
             One segment with shifted labels.
@@ -125,8 +132,7 @@ class Processor:
         """
         try:
             messages, tiles = self._expand(sample, self.max_tiles if max_tiles is None else max_tiles)
-            tokens = self.tokenizer.encode(self.template.prompt(messages))
-            return self._encoded(sample, tokens, [False] * len(tokens), tiles)
+            return self.encode_text(self.template.prompt(messages), tiles, sample)
         except ValueError as error:
             raise _at(sample, error) from error
 
@@ -173,26 +179,76 @@ class Processor:
                 start, tile = start + len(member), tile + len(member.tiles)
         return batch
 
-    def _expand(self, sample: Sample, max_tiles: int) -> tuple[list[Message], np.ndarray]:
-        """Messages whose placeholders are spelled out as image tokens, and the tiles [t, size, size, 3] behind them."""
+    def opened(self, sample: Sample, max_tiles: int) -> Sample:
+        """The sample with its images cut into tiles, and its videos into frames of one tile each.
+
+        Placeholders are added where there are none, and `<video>` gives way to a line with `<image>` for each frame.
+        What comes out can be opened again, which changes nothing.
+
+        Args:
+            max_tiles: of one image.
+
+        Raises:
+            ValueError: an image or a video cannot be read, placeholders do not match, or a special token is in a text.
+        """
         for message in sample.messages:
             self._check_text(message)
-        messages = _with_placeholders(sample.messages, len(sample.images))
-        found = sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
-        if found != len(sample.images):
-            raise ValueError(
-                f"the user turns have {found} {IMAGE_PLACEHOLDER} placeholders for {len(sample.images)} images; valid: "
-                "one for each image, or none at all"
-            )
         bounds = (min(self.min_tiles, max_tiles), max_tiles)
-        tiles = [tile_image(image, self.tile_size, *bounds, self.thumbnail) for image in sample.images]
-        blocks = iter([IMAGE_START + IMAGE_CONTEXT * (self.tile_tokens * len(t)) + IMAGE_END for t in tiles])
-        expanded = [_spell_out(message, blocks) if message.role == "user" else message for message in messages]
-        none = np.zeros((0, self.tile_size, self.tile_size, 3), np.uint8)
-        return expanded, np.concatenate([none, *tiles])
+        return open_visuals(
+            sample,
+            lambda image: self._tiles(image, *bounds),
+            lambda video: video_tiles(video, self.tile_size),
+        )
+
+    def encode_text(self, text: str, tiles: np.ndarray, sample: Sample = _NOTHING) -> Encoded:
+        """Encodes a prompt that was already spelled out, image blocks included (see `block`), as it is.
+
+        Args:
+            tiles: uint8 [t, size, size, 3], of all blocks in order. sample: whose source and place are noted.
+
+        Raises:
+            ValueError: the blocks do not match the tiles.
+        """
+        tokens = self.tokenizer.encode(text)
+        return self._encoded(sample, tokens, [False] * len(tokens), tiles)
+
+    def block(self, tiles: int) -> str:
+        """How an image of so many tiles is spelled."""
+        return IMAGE_START + IMAGE_CONTEXT * (self.tile_tokens * tiles) + IMAGE_END
+
+    def stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """The tiles of all images in one array, uint8 [t, size, size, 3].
+
+        Raises:
+            ValueError: an image's tiles are of another shape or dtype.
+        """
+        for tiles in images:
+            self._check_tiles(tiles)
+        return np.concatenate([np.zeros((0, self.tile_size, self.tile_size, 3), np.uint8), *images])
+
+    def _tiles(self, image: ImageSource, min_tiles: int, max_tiles: int) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            self._check_tiles(image)
+            return image
+        return tile_image(image, self.tile_size, min_tiles, max_tiles, self.thumbnail)
+
+    def _check_tiles(self, tiles: np.ndarray) -> None:
+        if tiles.ndim != 4 or tiles.shape[1:] != (self.tile_size, self.tile_size, 3) or tiles.dtype != np.uint8:
+            raise ValueError(
+                f"an image was given as an array {tiles.dtype} {list(tiles.shape)}; tiles must be uint8 [tiles, "
+                f"{self.tile_size}, {self.tile_size}, 3], and anything else a path or a PIL image"
+            )
+
+    def _expand(self, sample: Sample, max_tiles: int) -> tuple[list[Message], np.ndarray]:
+        """Messages whose placeholders are spelled out as image tokens, and the tiles [t, size, size, 3] behind them."""
+        opened = self.opened(sample, max_tiles)
+        images: tuple[np.ndarray, ...] = opened.images
+        return spell_out(opened.messages, [self.block(len(tiles)) for tiles in images]), self.stack(images)
 
     def _check_text(self, message: Message) -> None:
         for token in RESERVED:
+            if token == VIDEO_PLACEHOLDER and message.role == "user":
+                continue  # there it stands for a video
             if token in message.text and token in self.tokenizer:
                 raise ValueError(
                     f"the {message.role} turn contains the special token {token} literally; write "
@@ -221,32 +277,10 @@ class Processor:
             supervised=mask,
             tiles=tiles,
             visual_index=np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32),
-            positions=np.arange(len(ids), dtype=np.float32),
+            positions=self.positions(visual),
             source=sample.source,
             where=sample.where,
         )
-
-
-def _with_placeholders(messages: Sequence[Message], images: int) -> list[Message]:
-    """The one rule by which placeholders are added: there are images, and no user turn has a placeholder.
-
-    Then the first user turn gets "<image>\\n" in front for one image, and "Image-1: <image>\\nImage-2: <image>\\n" for
-    several, InternVL's conventional prompts.
-    """
-    users = [index for index, message in enumerate(messages) if message.role == "user"]
-    messages = list(messages)
-    if not images or not users or any(IMAGE_PLACEHOLDER in messages[index].text for index in users):
-        return messages
-    numbered = "".join(f"Image-{number}: {IMAGE_PLACEHOLDER}\n" for number in range(1, images + 1))
-    front = f"{IMAGE_PLACEHOLDER}\n" if images == 1 else numbered
-    messages[users[0]] = Message("user", front + messages[users[0]].text)
-    return messages
-
-
-def _spell_out(message: Message, blocks: Iterator[str]) -> Message:
-    """The message with each placeholder replaced by the next block."""
-    first, *rest = message.text.split(IMAGE_PLACEHOLDER)
-    return Message(message.role, first + "".join(next(blocks) + text for text in rest))
 
 
 def _at(sample: Sample, error: ValueError) -> ValueError:

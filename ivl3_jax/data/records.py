@@ -1,14 +1,54 @@
-"""What a conversation is before anything is tokenised: messages, and the images they speak of."""
+"""What a conversation is before anything is tokenised: messages, and the images and videos they speak of."""
 
+import math
 import os
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 from PIL import Image
 
 IMAGE_PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
 ROLES = ("system", "user", "assistant")
 
-ImageSource = str | os.PathLike | Image.Image
+# An array is an image already cut into tiles: uint8 [t, size, size, 3].
+ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+CHAT_LABEL = "Frame{}: "
+"""What stands in front of each frame in the prompts of the model cards and of the `-hf` processor."""
+TRAINING_LABEL = "Frame-{}: "
+"""What the original code trains with, and VLMEvalKit asks with."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video and what of it is looked at.
+
+    Attributes:
+        path: a video file, an animated GIF, or a directory of frames.
+        frames: how many, spread evenly as `data.video.spread` says.
+        clip: (start, end) in seconds, None for all of it.
+        label: in front of each frame, with its number from 1 in place of "{}".
+
+    Raises:
+        ValueError: `frames` or `clip` cannot be.
+    """
+
+    path: str | os.PathLike
+    frames: int = 8
+    clip: tuple[float, float] | None = None
+    label: str = CHAT_LABEL
+
+    def __post_init__(self):
+        if type(self.frames) is not int or self.frames < 1:
+            raise ValueError(f"the number of frames is {self.frames!r}; it must be a whole number of at least 1")
+        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < math.inf:
+            start, end = self.clip
+            raise ValueError(f"the clip is {start:g} to {end:g} s; it must begin at 0 or later and before its end")
+
+
+VideoSource = str | os.PathLike | Video
 
 
 @dataclass(frozen=True)
@@ -17,8 +57,8 @@ class Message:
 
     Attributes:
         role: "system", "user" or "assistant".
-        text: what is said. In user turns each "<image>" stands for one image of the sample, in order; in system and
-            assistant turns it is ordinary text, as in InternVL.
+        text: what is said. In user turns each "<image>" stands for one image of the sample, and each "<video>" for one
+            of its videos, in order; in system and assistant turns they are ordinary text, as in InternVL.
 
     Raises:
         ValueError: the role is not one of the three, or the text is no string or has lone surrogates.
@@ -43,11 +83,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation with its images, still as the user has it.
+    """A conversation with its images and videos, still as the user has it.
 
     Attributes:
         messages: the turns in order; a system turn only in front.
-        images: PIL images or paths, in the order of their placeholders. Paths are opened when the sample is encoded.
+        images: PIL images, paths, or tiles, in the order of their placeholders.
+        videos: in the order of theirs. All paths are opened when the sample is encoded.
         source: the number of the data source, for loss by data set.
         where: where the sample came from ("train.jsonl:17"), quoted by every error about it.
     """
@@ -56,3 +97,4 @@ class Sample:
     images: tuple[ImageSource, ...] = ()
     source: int = 0
     where: str = ""
+    videos: tuple[VideoSource, ...] = ()

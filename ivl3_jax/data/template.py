@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ivl3_jax.data.records import Message
 from ivl3_jax.data.tokenizer import TURN_END, TURN_START
+from ivl3_jax.data.tokenizer_files import read_json
+from ivl3_jax.original_config import MODEL_TYPE
 
 INTERNVL_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -76,6 +79,32 @@ class ChatTemplate:
         if messages and messages[-1].role != "user":
             raise ValueError(f"the last turn is the {messages[-1].role}'s; a prompt must end with a user turn")
         return "".join(segment.text for segment in self.segments(messages)) + _header("assistant")
+
+
+def published_system(directory: str | Path) -> str | None:
+    """The system message that the published code of a directory's layout puts in front of a conversation.
+
+    `INTERNVL_SYSTEM` for the original layout, none for `-hf`.
+    """
+    original = read_json(Path(directory) / "config.json").get("model_type") == MODEL_TYPE
+    return INTERNVL_SYSTEM if original else None
+
+
+def system_message(chosen: str | None, published: str | None) -> str | None:
+    """The system message that a user chose.
+
+    Args:
+        chosen: "published", "internvl" (`INTERNVL_SYSTEM`), "none" or None, and anything else is the message itself.
+        published: see `published_system`.
+
+    Raises:
+        ValueError: it is blank.
+    """
+    if chosen is None or chosen == "none":
+        return None
+    if not chosen.strip():
+        raise ValueError("the system message is empty; 'none' leaves it out")
+    return {"published": published, "internvl": INTERNVL_SYSTEM}.get(chosen, chosen)
 
 
 def _header(role: str) -> str:

@@ -55,16 +55,16 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
-        """Reads the files of `tokenizer_files`, and where present generation_config.json (eos).
+        """Reads the files of `tokenizer_files`; answers end at any token that a file of the directory names for it.
 
         Raises:
             FileNotFoundError: there is no tokenizer.
             ValueError: it cannot be read, or lacks a needed token.
         """
         tokenizer, file = read_tokenizer(directory)
-        return cls(
-            tokenizer, _eos_ids(Path(directory)), _bos_id(Path(directory), tokenizer, file.name == PIECES), str(file)
-        )
+        folder = Path(directory)
+        bos = _bos_id(folder, tokenizer, file.name == PIECES)
+        return cls(tokenizer, _eos_ids(folder, tokenizer), bos, str(file))
 
     def __len__(self) -> int:
         """The size of the vocabulary, special tokens included."""
@@ -93,13 +93,27 @@ class Tokenizer:
         return self._codec.token_to_id(token) is not None
 
 
-def _eos_ids(directory: Path) -> list[int]:
-    file = directory / "generation_config.json"
-    found = read_json(file).get("eos_token_id")
-    ids = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(type(i) is int for i in ids):
-        raise ValueError(f"{file}: eos_token_id is {found!r}; it must be an integer or a list of integers")
-    return ids
+def _eos_ids(directory: Path, tokenizer: Codec) -> set[int]:
+    """Every id that generation_config.json, config.json at any level, or tokenizer_config.json ends an answer with.
+
+    The files of one checkpoint often disagree. An id or token past the vocabulary cannot be generated and is left out.
+    """
+    generation, config = directory / "generation_config.json", directory / "config.json"
+    places = [(generation, "", read_json(generation)), (config, "", read_json(config))]
+    for part in ("text_config", "llm_config"):
+        if isinstance(inner := places[1][2].get(part), dict):
+            places.append((config, f"{part}.", inner))
+    ids: set[int] = set()
+    for file, place, fields in places:
+        found = fields.get("eos_token_id")
+        stated = [] if found is None else found if isinstance(found, list) else [found]
+        if not all(type(i) is int for i in stated):
+            raise ValueError(f"{file}: {place}eos_token_id is {found!r}; it must be an integer or a list of integers")
+        ids.update(i for i in stated if 0 <= i < tokenizer.get_vocab_size())
+    token = read_json(directory / SETTINGS).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    named = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return ids if named is None else ids | {named}
 
 
 def _bos_id(directory: Path, tokenizer: Codec, of_pieces: bool) -> int | None:

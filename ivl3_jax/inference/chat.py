@@ -1,85 +1,97 @@
-"""Asking a model about pictures."""
+"""Asking a model about images and videos."""
 
-import os
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
-from PIL import Image
-
-from ivl3_jax.data.images import ImageSource
+from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.data.positions import check_delta, v2pe_positions
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import Message, Sample
-from ivl3_jax.data.template import ChatTemplate
+from ivl3_jax.data.records import ImageSource, VideoSource
+from ivl3_jax.data.template import ChatTemplate, published_system, system_message
+from ivl3_jax.inference.conversation import Conversation
 from ivl3_jax.inference.generate import Generator
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 from ivl3_jax.models.model import Model
 
 
 class Chat:
-    """Answers questions about images with a loaded checkpoint.
+    """Answers questions about images and videos with a loaded checkpoint.
 
         chat = ivl3_jax.Chat(ivl3_jax.load("InternVL3-1B-hf"))
         print(chat.ask("What is written here?", images=["photo.jpg"]))
 
-    Every question is a conversation of its own.
+    Every question is a conversation of its own; `conversation` begins one that remembers.
     """
 
-    def __init__(self, model: Model, *, processor: Processor | None = None, system: str | None = None) -> None:
-        """`processor`: by default that of the directory the model was loaded from. `system`: a system message.
+    def __init__(
+        self,
+        model: Model,
+        *,
+        processor: Processor | None = None,
+        system: str | None = "published",
+        visual_delta: float | None = None,
+    ) -> None:
+        """Takes the decoder's layers apart, see `Generator`.
+
+        Args:
+            processor: by default that of the directory the model was loaded from.
+            system: the system message. "published" is what the published code of the directory's layout does:
+                `INTERNVL_SYSTEM` in the original layout, none in `-hf`. "internvl" is `INTERNVL_SYSTEM` in either,
+                "none" or None is none, and anything else is the message itself.
+            visual_delta: the step between positions of visual tokens, from 1/256 to 1 (V2PE, see `v2pe_positions`),
+                with dynamic NTK off as in its reference code; None for plain positions.
 
         Raises:
-            ValueError: the model was not loaded from a directory, and no processor is given.
+            ValueError: the model was not loaded from a directory, and no processor is given; or an argument cannot be.
         """
         if processor is None:
             if model.source is None:
                 raise ValueError("the model was not loaded from a directory; give the processor that belongs to it")
-            processor = Processor.from_directory(model.source, ChatTemplate(system))
-        elif system is not None:
+            published = published_system(model.source)
+            processor = Processor.from_directory(model.source, ChatTemplate(system_message(system, published)))
+        elif system != "published":
             raise ValueError("give the system message to the processor's ChatTemplate, or leave the processor out")
-        self.processor = processor
+        else:
+            published = processor.template.system
+        if visual_delta is not None:
+            check_delta(visual_delta)
+            processor = dataclasses.replace(processor, positions=functools.partial(v2pe_positions, delta=visual_delta))
+            model = model.with_plain_rope()
+        self.processor, self.published_system = processor, published
         self.generator = Generator(model)
+
+    def conversation(self) -> Conversation:
+        """A conversation that remembers its turns, with their images."""
+        return Conversation(self)
 
     def ask(
         self,
         question: str,
         images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
     ) -> str:
-        """The answer as text; see `stream`."""
-        return "".join(self.stream(question, images, max_new_tokens=max_new_tokens, sampling=sampling))
+        """The answer as text; see `Conversation.stream`."""
+        return "".join(self.stream(question, images, videos, max_new_tokens=max_new_tokens, sampling=sampling))
 
     def stream(
         self,
         question: str,
         images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
-        """The answer piece by piece, as it is generated.
+        """The answer piece by piece, as it is generated; see `Conversation.stream`."""
+        alone = self.conversation()
+        return alone.stream(question, images, videos, max_new_tokens=max_new_tokens, sampling=sampling)
 
-        Args:
-            question: may hold `<image>` where an image belongs; otherwise images stand in front.
-            images: paths or PIL images, or a single one.
-            max_new_tokens: the answer ends there, or at an end-of-sequence token of the checkpoint.
-
-        Yields:
-            Pieces of at least one character.
-
-        Raises:
-            ValueError: an argument is of another type, an image cannot be read, placeholders and images do not match,
-                or the prompt is empty or too long.
-        """
-        if not isinstance(question, str):
-            raise ValueError(f"the question is of type {type(question).__name__}; it must be a str")
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1")
-        if isinstance(images, str | os.PathLike | Image.Image):
-            images = (images,)
-        if not question.strip() and not images:
-            raise ValueError("the question is empty and there is no image; ask something")
-        prompt = self.processor.encode_prompt(Sample((Message("user", question),), tuple(images)))
+    def answer(self, prompt: Encoded, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The continuation of an encoded prompt, in pieces of at least one character, up to a stop token."""
         tokenizer = self.processor.tokenizer
         # Only the last piece and the tokens behind it are decoded: it is what a leading space depends on.
         ids: list[int] = []

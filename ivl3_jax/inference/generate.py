@@ -50,35 +50,40 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         """Yields the next token of every row, int32 [B], at most `max_new_tokens` times.
 
-        Rows may differ in length and images. Stop by leaving the iterator.
+        Rows may differ in length, images and spacing of positions; an answer's positions follow the last of its prompt
+        in steps of 1. Stop by leaving the iterator.
 
         Raises:
-            ValueError: no prompt, or a prompt and its answer would pass the decoder's longest row.
+            ValueError: no prompt, or a prompt and its answer would pass the decoder's last position.
         """
+        self._check(prompts, max_new_tokens)
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        self._check(lengths, max_new_tokens)
+        following = np.array([prompt.positions[-1] + 1 for prompt in prompts], np.float32)
         size = bucket(int(lengths.max()))
         tokens, visual_index = (np.full((len(prompts), size), fill, np.int32) for fill in (0, -1))
+        positions = np.zeros((len(prompts), size), np.float32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt.tokens
             visual_index[row, : len(prompt)] = prompt.visual_index
+            positions[row, : len(prompt)] = prompt.positions
         key = jax.random.key(sampling.seed)
         sampling = dataclasses.replace(sampling, seed=0)  # static below; another seed is no other program
         with jax.set_mesh(self.mesh):
             visual = jnp.stack([self.visual_tokens(prompt.tiles, size) for prompt in prompts])
             capacity = bucket(int(lengths.max()) + max_new_tokens)
             token, cache = self._start(
-                self.params, tokens, visual_index, visual, lengths, key, capacity=capacity, sampling=sampling
+                self.params, tokens, visual_index, visual, positions, lengths, key, capacity=capacity, sampling=sampling
             )
         for number in range(1, max_new_tokens + 1):
-            following = None
+            coming = None
             if number < max_new_tokens:
+                done = number - 1  # a plain int, which keeps the dtypes
                 with jax.set_mesh(self.mesh):
-                    following, cache = self._next(
-                        self.params, token, cache, lengths + (number - 1), key, number, sampling=sampling
+                    coming, cache = self._next(
+                        self.params, token, cache, following + done, lengths + done, key, number, sampling=sampling
                     )
             yield np.asarray(token)  # while the next one is computed
-            token = following
+            token = coming
 
     def generate(
         self, prompts: Sequence[Encoded], max_new_tokens: int, stop: Collection[int], sampling: Sampling = GREEDY
@@ -109,16 +114,17 @@ class Generator:
         found = jnp.concatenate(parts) if parts else jnp.zeros((0, self.config.decoder.width), self._module().dtype)
         return jnp.pad(found, ((0, rows - found.shape[0]), (0, 0)))
 
-    def _check(self, lengths: np.ndarray, max_new_tokens: int) -> None:
-        if not len(lengths):
+    def _check(self, prompts: Sequence[Encoded], max_new_tokens: int) -> None:
+        if not len(prompts):
             raise ValueError("there is no prompt; give at least one")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        longest, limit = int(lengths.max()), self.config.decoder.longest_row
-        if longest + max_new_tokens > limit:
+        # Not the number of tokens: several visual ones may share a step, see data/positions.py.
+        furthest, limit = max(int(prompt.positions[-1]) for prompt in prompts) + 1, self.config.decoder.longest_row
+        if furthest + max_new_tokens > limit:
             raise ValueError(
-                f"the prompt has {longest} tokens and the answer may have {max_new_tokens}; together they pass the "
-                f"{limit} positions that the model takes: use fewer or smaller images, or a lower max_new_tokens"
+                f"the prompt takes {furthest} positions and the answer may take {max_new_tokens}; together they pass "
+                f"the {limit} that the model takes: use fewer or smaller images, or a lower max_new_tokens"
             )
 
     def _module(self, params: Any = None) -> InternVL:
@@ -133,6 +139,7 @@ class Generator:
         tokens: jax.Array,
         visual_index: jax.Array,
         visual: jax.Array,
+        positions: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
         *,
@@ -141,7 +148,6 @@ class Generator:
     ) -> tuple[jax.Array, Any]:
         module = self._module(params)
         place = jnp.arange(tokens.shape[1])
-        positions = jnp.broadcast_to(place, tokens.shape).astype(jnp.float32)
         x = module.merge(module.decoder.embed(tokens, module.dtype), visual, visual_index)
         segment_ids = (place < lengths[:, None]).astype(jnp.int32)
         x, cache = module.decoder.prefill(x, positions, segment_ids, capacity)
@@ -153,6 +159,7 @@ class Generator:
         params: Any,
         token: jax.Array,
         cache: Any,
+        positions: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
         number: int,
@@ -161,7 +168,7 @@ class Generator:
     ) -> tuple[jax.Array, Any]:
         module = self._module(params)
         x = module.decoder.embed(token[:, None], module.dtype)
-        x, cache = module.decoder.step(x, lengths[:, None].astype(jnp.float32), cache, lengths)
+        x, cache = module.decoder.step(x, positions[:, None], cache, lengths)
         return self._token(module, x, key, number, sampling), cache
 
     def _token(self, module: InternVL, x: jax.Array, key: jax.Array, number: int, sampling: Sampling) -> jax.Array:

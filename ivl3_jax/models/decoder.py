@@ -151,11 +151,13 @@ class Decoder(nnx.Module):
         config, accumulate = self.config, accumulation_dtype(dtype)
         layout = self.rules.activation(*INSIDE)
         positions, shape = reshard(positions, layout), (config.head_dim, config.rope_theta)
-        if config.rope_scaling.type == "default" or room <= config.max_positions:
+        scaling = config.rope_scaling
+        if scaling.type == "default" or not scaling.applied or room <= config.max_positions:
             return rope_table(positions, inverse_frequencies(*shape, accumulate), dtype)
         used = positions if segment_ids is None else jnp.where(reshard(segment_ids, layout) > 0, positions, 0)
-        scaling = config.rope_scaling.factor, config.max_positions
-        stretched = dynamic_inverse_frequencies(used.max(axis=1) + 1, *shape, *scaling, accumulate)
+        stretched = dynamic_inverse_frequencies(
+            used.max(axis=1) + 1, *shape, scaling.factor, config.max_positions, accumulate
+        )
         return rope_table(positions, stretched, dtype)
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:

@@ -79,6 +79,14 @@ class Model:
     def parameter_count(self) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
 
+    def with_plain_rope(self) -> Self:
+        """The same model with dynamic NTK off, see `RopeScaling`; `save` writes it as before."""
+        config = dataclasses.replace(self.config, decoder=self.config.decoder.with_plain_rope())
+        with jax.set_mesh(self.mesh):
+            module = nnx.merge(self.graphdef, self.params)
+            module.config, module.decoder.config = config, config.decoder
+            return dataclasses.replace(self, config=config, graphdef=nnx.split(module)[0])
+
     def replace(self, params: Params) -> Self:
         """The same model with other parameters of the same shapes."""
         return dataclasses.replace(self, params=params)

@@ -29,6 +29,11 @@ def test_what_a_model_knows(model, directory):
     assert all(leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(load(directory, "bfloat16").params))
 
 
+def test_dynamic_ntk_is_a_choice_of_the_user(model, directory):
+    assert model.config.decoder.rope_scaling.applied
+    assert load(directory, dynamic_ntk=False).config.decoder == model.config.decoder.with_plain_rope()
+
+
 def test_saved_and_loaded_again(model, directory, tmp_path):
     save(model, tmp_path / "out")
     first, second = (load_file(path / "model.safetensors") for path in (directory, tmp_path / "out"))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivl3_jax.data import INTERNVL_SYSTEM, ChatTemplate, Message, Processor, Sample, tile_image
+from ivl3_jax.data.positions import v2pe_positions
 from ivl3_jax.data.processor import RESERVED
+from ivl3_jax.data.records import TRAINING_LABEL, Video
 from tests.data.pictures import picture
 
 IGNORE = -100
@@ -19,6 +22,15 @@ IGNORE = -100
 def sample(*turns, images=(), **fields):
     roles = {"s": "system", "u": "user", "a": "assistant"}
     return Sample(tuple(Message(roles[role], text) for role, text in turns), tuple(images), **fields)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A video as a directory of frames."""
+    directory = tmp_path_factory.mktemp("frames")
+    for number in range(12):
+        picture(64, 48, number).save(directory / f"{number}.png")
+    return directory
 
 
 def text_of(processor, encoded):
@@ -113,6 +125,64 @@ def test_placeholders_are_added_only_where_there_are_none(plain):
     assert text_of(plain, later).startswith("<|im_start|>user\nHi<|im_end|>")
 
 
+BLOCK = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+
+
+def test_videos_become_frames_of_one_tile(processor, folder):
+    """Whatever the image's own share of tiles is; the label is the video's."""
+    chat = Video(folder, 3)
+    text = text_of(processor, processor.encode_prompt(sample(("u", "What?"), videos=(chat,))))
+    frames = "\n".join(f"Frame{n}: {BLOCK}" for n in (1, 2, 3))
+    assert text.startswith(f"<|im_start|>user\n{frames}\nWhat?<|im_end|>")
+    trained_on = sample(("u", "<video>\nWhat?"), ("a", "7"), videos=(Video(folder, 2, label=TRAINING_LABEL),))
+    encoded = processor.encode(trained_on)
+    assert f"user\nFrame-1: {BLOCK}\nFrame-2: {BLOCK}\nWhat?<|im_end|>" in text_of(processor, encoded)
+    assert encoded.tiles.shape == (2, 56, 56, 3)
+
+
+def test_images_and_videos_take_their_places(plain, folder):
+    first, last = picture(9, 9, 1), picture(9, 9, 2)
+    mixed = sample(("u", "<image> <video> <image>"), images=(first, last), videos=(Video(folder, 1),))
+    encoded = plain.encode_prompt(mixed)
+    assert f"user\n{BLOCK} Frame1: {BLOCK} {BLOCK}<|im_end|>" in text_of(plain, encoded)
+    assert np.array_equal(encoded.tiles[[0, 2]], [tile_image(p, 56, 1, 1, False)[0] for p in (first, last)])
+    front = sample(("u", "What?"), images=(first,), videos=(folder, Video(folder, 1)))
+    text = text_of(plain, plain.encode_prompt(front))
+    lines = [f"Frame{n}: {BLOCK}" for n in (*range(1, 9), 1)]
+    assert "user\n" + "\n".join([BLOCK, *lines, "What?<|im_end|>"]) in text
+    answered = sample(("u", "Which tag?"), ("a", "It is <video >."))
+    assert len(plain.encode(answered).tiles) == 0
+
+
+def test_opened_samples_are_the_same_samples(processor, folder):
+    talk = sample(
+        ("u", "Hi"), ("a", "Yes?"), ("u", "<image><video>?"), images=(picture(120, 60),), videos=(Video(folder, 2),)
+    )
+    opened = processor.opened(talk, 6)
+    assert [tiles.shape[0] for tiles in opened.images] == [3, 1, 1] and opened.videos == ()
+    again = processor.opened(opened, 6)
+    assert again.messages == opened.messages
+    for field in ("tokens", "tiles", "visual_index"):
+        first, second = (getattr(processor.encode_prompt(one), field) for one in (talk, opened))
+        assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "tiles", [np.zeros((1, 28, 28, 3), np.uint8), np.zeros((56, 56, 3), np.uint8), np.zeros((1, 56, 56, 3))]
+)
+def test_arrays_that_are_no_tiles_are_named(plain, tiles):
+    with pytest.raises(ValueError, match=r"an image was given as an array .* tiles must be uint8 \[tiles, 56, 56, 3\]"):
+        plain.encode_prompt(sample(("u", "?"), images=(tiles,)))
+
+
+def test_positions_are_the_processors(plain):
+    wide = dataclasses.replace(plain, positions=partial(v2pe_positions, delta=1 / 4))
+    asked = sample(("u", "<image>?"), images=(picture(9, 9),))
+    first, second = plain.encode_prompt(asked), wide.encode_prompt(asked)
+    assert np.array_equal(second.positions, v2pe_positions(first.visual_index >= 0, 1 / 4))
+    assert second.positions[-1] == first.positions[-1] - 3 and np.array_equal(first.tokens, second.tokens)
+
+
 def test_placeholder_text_outside_user_turns_is_text(plain):
     encoded = plain.encode(sample(("u", "How do I refer to a picture?"), ("a", "With <image>.")))
     assert "With <image>." in text_of(plain, encoded) and len(encoded.tiles) == 0
@@ -125,6 +195,7 @@ def test_placeholder_text_outside_user_turns_is_text(plain):
         ([("u", "<image><image>?"), ("a", "7")], 1, "2 <image> placeholders for 1 images"),
         ([("u", "<image>?"), ("a", "7")], 2, "1 <image> placeholders for 2 images"),
         ([("u", "<image>?"), ("a", "7")], 0, "1 <image> placeholders for 0 images"),
+        ([("u", "<video>?"), ("a", "7")], 0, "1 <video> placeholders for 0 videos"),
         ([("u", "a <img> tag"), ("a", "7")], 0, "the user turn contains the special token <img>"),
         ([("u", "<IMG_CONTEXT>"), ("a", "7")], 0, "special token <IMG_CONTEXT>"),
         ([("u", "?"), ("a", "</img>")], 0, "the assistant turn contains the special token </img>"),

@@ -81,6 +81,36 @@ def test_eos_ids_unite_the_file_and_the_turn_end(directory, tokenizer, tmp_path)
         Tokenizer.from_directory(copy)
 
 
+def test_eos_ids_of_every_file_and_level(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    places = {"eos_token_id": 3, "text_config": {"eos_token_id": [4, 5]}, "llm_config": {"eos_token_id": 6}}
+    for name, stated in places.items():
+        config[name] = config.get(name, {}) | stated if isinstance(stated, dict) else stated
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [7, -1, 10**6]})
+    )  # two past the vocabulary
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    ends = [3, 4, 5, 6, 7]
+    for token, found in (
+        ("<|endoftext|>", True),
+        ({"content": "<|endoftext|>"}, True),
+        ("<none>", False),
+        (None, False),
+    ):
+        (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": token}))
+        tokenizer = Tokenizer.from_directory(copy)
+        named = [tokenizer.id("<|endoftext|>")] if found else []
+        assert tokenizer.eos_ids == tuple(sorted([*ends, *named, tokenizer.id("<|im_end|>")]))
+    config["llm_config"]["eos_token_id"] = [2.5]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"config.json: llm_config.eos_token_id is \[2.5\]; it must be an integer or a"
+    ):
+        Tokenizer.from_directory(copy)
+
+
 def test_truncation_and_padding_of_the_file_are_off(trained, tmp_path):
     write_tokenizer_files(trained, tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -22,6 +22,7 @@ WITHOUT_JAX = (
     "data/",
     "cli/__init__.py",
     "cli/main.py",
+    "cli/mistakes.py",
 )
 
 

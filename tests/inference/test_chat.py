@@ -8,7 +8,13 @@ from PIL import Image
 
 import ivl3_jax
 from ivl3_jax.cli.main import main
+from ivl3_jax.data.images import tile_image
+from ivl3_jax.data.processor import Processor
+from ivl3_jax.data.records import Video
+from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
+from ivl3_jax.data.video import sample_frames
 from ivl3_jax.inference.sampling import Sampling
+from tests.data.pictures import write_video
 from tests.models.small import checkpoint
 
 
@@ -23,6 +29,18 @@ def picture(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(file)
     return file
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The same checkpoint in the original layout."""
+    directory = tmp_path_factory.mktemp("original") / "ck"
+    ivl3_jax.save(ivl3_jax.load(checkpoint()), directory, layout="original")
+    return directory
+
+
+def tiles(frame):
+    return tile_image(frame, 28, 1, 1, False)
 
 
 @pytest.fixture
@@ -135,7 +153,7 @@ def test_images_that_do_not_fit(chat, picture, tmp_path):
 
 
 def test_too_long(chat):
-    with pytest.raises(ValueError, match="together they pass the 512 positions that the model takes"):
+    with pytest.raises(ValueError, match="together they pass the 512 that the model takes"):
         chat.ask("Why? " * 20, max_new_tokens=480)
 
 
@@ -149,6 +167,73 @@ def test_where_the_processor_comes_from(chat):
     assert spoken.ask("Who?", max_new_tokens=8) != chat.ask("Who?", max_new_tokens=8)
 
 
+def test_videos_are_frames_with_a_label_each(chat, tmp_path):
+    clip = write_video(tmp_path / "clip.mp4", 12)
+    frames = sample_frames(clip, lambda count, fps: [2, 8], lambda frame: frame)
+    asked = {"question": "How many?", "max_new_tokens": 6}
+    by_hand = chat.ask("Frame1: <image>\nFrame2: <image>\nHow many?", [tiles(f) for f in frames], max_new_tokens=6)
+    assert chat.ask(**asked, videos=Video(clip, 2)) == chat.ask(**asked, videos=[Video(clip, 2)]) == by_hand
+    assert chat.ask(**asked, videos=clip) == chat.ask(**asked, videos=Video(clip, 8)) != by_hand
+
+
+def test_system_messages(chat, original):
+    """By default what the published code of the layout does."""
+    own = ChatTemplate("Be brief.")
+    for directory, published in ((checkpoint(), None), (original, INTERNVL_SYSTEM)):
+        model = ivl3_jax.load(directory)
+        assert ivl3_jax.Chat(model).processor.template.system == published
+        for chosen, expected in (
+            ("published", published),
+            ("internvl", INTERNVL_SYSTEM),
+            ("none", None),
+            (None, None),
+            ("Be brief.", "Be brief."),
+        ):
+            asked = ivl3_jax.Chat(model, system=chosen)
+            assert asked.processor.template.system == expected
+    with_own = dataclasses.replace(chat.processor, template=own)
+    talk = ivl3_jax.Chat(model, processor=with_own).conversation()
+    talk.set_system("none")
+    assert talk.system is None
+    talk.set_system("published")
+    assert talk.system == "Be brief."
+
+
+def test_training_adds_no_system_message(original):
+    assert Processor.from_directory(original).template.system is None
+
+
+def test_v2pe(chat, picture):
+    model = ivl3_jax.load(checkpoint())
+    asked = {"question": "How many?", "images": [picture], "max_new_tokens": 12}
+    assert ivl3_jax.Chat(model, visual_delta=1).ask(**asked) == chat.ask(**asked)
+    smaller = ivl3_jax.Chat(model, visual_delta=1 / 16)
+    assert smaller.ask(**asked) != chat.ask(**asked)
+    assert not smaller.generator.config.decoder.rope_scaling.applied
+    with pytest.raises(ValueError, match="the visual delta is 0.001; it must be a number from 1/256 to 1"):
+        ivl3_jax.Chat(model, visual_delta=0.001)
+
+
+def test_with_v2pe_more_images_fit(chat, picture):
+    """The limit is one of positions: 26 images of 5 tiles have 520 visual tokens."""
+    with pytest.raises(ValueError, match="the prompt takes .* positions"):
+        chat.ask("How many?", [picture] * 26, max_new_tokens=2)
+    small = ivl3_jax.Chat(ivl3_jax.load(checkpoint()), visual_delta=1 / 256)
+    assert isinstance(small.ask("<image>" * 26 + "How many?", [picture] * 26, max_new_tokens=2), str)
+
+
+def test_the_command_takes_videos_and_modes(chat, picture, tmp_path, capsys):
+    clip = write_video(tmp_path / "clip.mp4", 12)
+    options = ["--max-new-tokens", "12"]
+    assert main(["chat", str(checkpoint()), str(clip), str(picture), "Who?", "--frames", "3", *options]) == 0
+    told = chat.ask("Who?", [picture], Video(clip, 3), max_new_tokens=12)
+    assert capsys.readouterr().out == told + "\n"
+    modes = ["--system", "internvl", "--visual-delta", "0.25", "--no-dynamic-ntk"]
+    assert main(["chat", str(checkpoint()), str(picture), "Who?", *modes, *options]) == 0
+    changed = ivl3_jax.Chat(ivl3_jax.load(checkpoint()), system="internvl", visual_delta=0.25)
+    assert capsys.readouterr().out == changed.ask("Who?", [picture], max_new_tokens=12) + "\n"
+
+
 def test_the_command_answers(chat, picture, capsys):
     options = ["--max-new-tokens", "12"]
     assert main(["chat", str(checkpoint()), str(picture), "How many?", *options]) == 0
@@ -159,8 +244,12 @@ def test_the_command_answers(chat, picture, capsys):
     ("arguments", "code", "message"),
     [
         ([], 2, "a directory and a question are needed"),
-        (["DIR"], 2, "are required"),
-        (["DIR", "no.png", "What?"], 2, "there is no image file 'no.png'; the order is: ivl3 chat DIRECTORY [IMAGE"),
+        (["DIR"], 2, "the question is missing: there is only the directory; with --interactive,"),
+        (
+            ["DIR", "no.png", "What?"],
+            2,
+            "there is no image file or video 'no.png'; the order is: ivl3 chat DIR",
+        ),
         (["DIR", "PICTURE"], 2, "the question is missing"),
         (["DIR", "What?", "--temprature", "1"], 2, "unrecognized arguments: --temprature"),
         (["DIR", "What?", "--temperature", "warm"], 2, "invalid float value: 'warm'"),
@@ -169,10 +258,26 @@ def test_the_command_answers(chat, picture, capsys):
         (["PICTURE", "What?"], 1, "a.png is not a directory; a checkpoint is one"),
         (["nowhere", "What?"], 1, "nowhere/config.json does not exist"),
         (["DIR", "<image>?"], 1, "1 <image> placeholders for 0 images"),
+        (["DIR", ""], 1, "the question is empty and there is no image"),
+        (["DIR", "What?", "--clip", "1", "2"], 2, "--clip is given, but no video"),
+        (["DIR", "PICTURE", "What?", "--clip", "1"], 2, "argument --clip: expected 2 arguments"),
+        (["DIR", "VIDEO", "What?", "--clip", "2", "1"], 1, "the clip is 2 to 1 s; it must begin at 0 or later and"),
+        (["DIR", "VIDEO", "What?", "--clip", "9", "10"], 1, "the clip begins at 9 s, but the video ends after 1.2 s"),
+        (
+            ["DIR", "VIDEO", "What?", "--frames", "0"],
+            1,
+            "the number of frames is 0; it must be a whole number",
+        ),
+        (["DIR", "EMPTY", "What?"], 1, "the directory has no frames; valid are files that end in .jpg"),
+        (["DIR", "What?", "--visual-delta", "2"], 1, "the visual delta is 2.0; it must be a number from 1/256 to 1"),
+        (["DIR", "What?", "--system", " "], 1, "the system message is empty; 'none' leaves it out"),
+        (["DIR", "Why? " * 200], 1, "together they pass the 512 that the model takes"),
     ],
 )
-def test_the_command_complains_in_one_line(arguments, code, message, picture, capsys):
-    known = {"DIR": str(checkpoint()), "PICTURE": str(picture)}
+def test_the_command_complains_in_one_line(arguments, code, message, picture, tmp_path, capsys):
+    known = {"DIR": str(checkpoint()), "PICTURE": str(picture), "EMPTY": str(tmp_path)}
+    if "VIDEO" in arguments:
+        known["VIDEO"] = str(write_video(tmp_path / "clip.mp4", 12))
     assert main(["chat", *(known.get(argument, argument) for argument in arguments)]) == code
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

@@ -1,5 +1,7 @@
 """Decoding against a cache, alone and in batches of unequal length."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.data.positions import v2pe_positions
 from ivl3_jax.inference.generate import Generator, bucket
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.layers.stack import unstack
@@ -88,19 +91,30 @@ def test_a_cache_gives_what_a_full_pass_gives():
             assert relative(logits[:, 0], full[:, at]) < STACK["float32"]
 
 
-def test_greedy_tokens_are_those_of_full_passes(generator):
-    answers = generator.generate(PROMPTS, NEW, stop=())
+def spaced(one, delta):
+    """The same prompt with V2PE's positions."""
+    return dataclasses.replace(one, positions=v2pe_positions(one.visual_index >= 0, delta))
+
+
+@pytest.mark.parametrize("delta", [1, 1 / 4])
+def test_greedy_tokens_are_those_of_full_passes(generator, delta):
+    """Positions go on in steps of 1 from the last of the prompt, whatever it is."""
+    prompts = [spaced(one, delta) for one in PROMPTS]
+    answers = generator.generate(prompts, NEW, stop=())
+    assert (answers == generator.generate(PROMPTS, NEW, stop=())) == (delta == 1)
     batch = random_batch(3, [(80, 3)], length=80, tiles=3)
     for field in (batch.tokens, batch.visual_index, batch.segment_ids):
         field[...] = 0
     batch.visual_index[...] = -1
-    for row, (one, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+    for row, (one, answer) in enumerate(zip(prompts, answers, strict=True)):
         n = len(one)
+        batch.positions[row, :n] = one.positions
+        batch.positions[row, n:] = one.positions[-1] + 1 + np.arange(80 - n)
         batch.tokens[row, : n + NEW] = [*one.tokens, *answer]
         batch.visual_index[row, :n], batch.segment_ids[row, : n + NEW] = one.visual_index, 1
         batch.tiles[row, : len(one.tiles)] = one.tiles
     best = np.asarray(model()(batch)).argmax(-1)
-    for row, (one, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+    for row, (one, answer) in enumerate(zip(prompts, answers, strict=True)):
         assert answer == best[row, len(one) - 1 : len(one) + NEW - 1].tolist()
 
 
@@ -137,7 +151,9 @@ def test_what_cannot_be_generated(generator):
         generator.generate([], NEW, ())
     with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
         generator.generate(PROMPTS, 0, ())
-    with pytest.raises(ValueError, match="the prompt has 70 tokens and the answer may have 32700; .* 32768 positions"):
+    with pytest.raises(
+        ValueError, match="the prompt takes 70 positions and the answer may take 32700; .* the 32768 that"
+    ):
         generator.generate(PROMPTS, 32_700, ())
     plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2})
     with pytest.raises(ValueError, match="generation runs on one device, and plan 'fsdp_tensor' has 2; .* 'single'"):

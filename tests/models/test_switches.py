@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ivl3_jax.config import RopeScaling
+from ivl3_jax.hf_config import to_hf
 from ivl3_jax.layers import taps
 from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import place_batch
+from ivl3_jax.original_config import to_original
 from tests.models.small import CONFIG, changed, model, random_batch, relative
 
 DROPPING = changed(vision={"drop_path": 0.5})
@@ -104,3 +107,14 @@ def test_fractional_positions_are_not_rounded(batch):
     stretched = model()(batch._replace(positions=batch.positions / 4))
     rounded = model()(batch._replace(positions=np.rint(batch.positions / 4)))
     assert relative(stretched, plain) > 1e-3 and relative(stretched, rounded) > 1e-3
+
+
+def test_dynamic_ntk_can_be_off():
+    """Then a row beyond the trained length has plain frequencies, and the config is written as before."""
+    batch = random_batch(2, [(24, 2)], length=24, tiles=2)
+    short = model(changed(decoder={"max_positions": 16, "rope_scaling": RopeScaling("dynamic", 2.0)}))
+    plain = short.with_plain_rope()
+    np.testing.assert_array_equal(plain(batch), model()(batch))
+    assert relative(short(batch), model()(batch)) > 1e-3
+    assert plain.config.decoder.longest_row == short.config.decoder.longest_row == 32
+    assert to_hf(plain.config) == to_hf(short.config) and to_original(plain.config) == to_original(short.config)
