@@ -256,7 +256,7 @@ def test_the_command_answers(chat, picture, capsys):
         (["DIR", "What?", "--top-p", "2"], 1, "top_p is 2.0; it must be above 0 and at most 1"),
         (["DIR", "What?", "--max-new-tokens", "0"], 1, "max_new_tokens is 0; it must be a whole number of at least 1"),
         (["PICTURE", "What?"], 1, "a.png is not a directory; a checkpoint is one"),
-        (["nowhere", "What?"], 1, "nowhere/config.json does not exist"),
+        (["nowhere", "What?"], 1, "there is no directory nowhere"),
         (["DIR", "<image>?"], 1, "1 <image> placeholders for 0 images"),
         (["DIR", ""], 1, "the question is empty and there is no image"),
         (["DIR", "What?", "--clip", "1", "2"], 2, "--clip is given, but no video"),
