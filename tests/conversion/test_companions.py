@@ -94,3 +94,12 @@ def test_the_model_opens_and_agrees(transformers, torch, published, converted):
     with torch.no_grad():
         expected = theirs(input_ids=torch.from_numpy(batch.tokens).long()).logits.numpy()
     assert relative(ivl3_jax.load(published, "float32")(batch), expected) < STACK["float32"]
+
+
+def test_how_many_tiles_an_image_may_have_goes_along(transformers, tmp_path):
+    source = tiny()
+    assert Processor.from_directory(source).max_tiles == 4
+    convert(source, tmp_path / "original", layout="original")
+    assert Processor.from_directory(tmp_path / "original").max_tiles == 4
+    convert(tmp_path / "original", tmp_path / "back", layout="hf")
+    assert Processor.from_directory(tmp_path / "back").max_tiles == 4
