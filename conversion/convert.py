@@ -40,7 +40,7 @@ def convert(
     config = resolve_tying(source, read_config(source))
     with open_weights(source) as file:
         write_layers(
-            _Directory(file, config),
+            DirectoryLayers(file, config),
             config,
             destination,
             layout=layout,
@@ -52,8 +52,12 @@ def convert(
     return config
 
 
-class _Directory:
-    """The layers that a checkpoint directory holds."""
+class DirectoryLayers:
+    """The layers that a checkpoint directory holds, read one at a time.
+
+    Raises:
+        ValueError: tensors and config do not fit, see `match_names`.
+    """
 
     def __init__(self, file: SafetensorsDirectory, config: InternVLConfig) -> None:
         self._file, self._names = file, match_names(file, config)
