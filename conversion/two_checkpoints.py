@@ -2,23 +2,20 @@
 
 import dataclasses
 import gc
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ivl3_jax.batch import Batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion import parity, tolerances
 from ivl3_jax.conversion.checkpoint import load
-from ivl3_jax.conversion.comparison import Difference, Report, compare, difference, mismatch
-from ivl3_jax.conversion.convert import DirectoryLayers
-from ivl3_jax.conversion.lora import open_weights
+from ivl3_jax.conversion.comparison import Difference, Report, compare, mismatch
 from ivl3_jax.conversion.names import parameters
 from ivl3_jax.conversion.reader import resolve_tying
+from ivl3_jax.conversion.weight_comparison import WeightComparison
 from ivl3_jax.data.tile_bounds import tile_bounds
 from ivl3_jax.data.tokenizer import Tokenizer
 from ivl3_jax.data.tokenizer_training import SPECIALS
@@ -77,7 +74,7 @@ def compare_checkpoints(
         facts["architecture"] = f"different, so that no weights were compared: {unlike}"
         verdict = {"inequality": "NOT equal, different architectures"}
     else:
-        weights = _Weights(tolerance)
+        weights = WeightComparison(tolerance)
         differences += weights.compare(directories, configs, say)
         facts |= weights.facts()
         verdict = weights.verdict()
@@ -122,69 +119,6 @@ def _unlike(first: InternVLConfig, second: InternVLConfig) -> str:
 
 def _shape(shape: Sequence[int] | None) -> str:
     return "absent" if shape is None else str(list(shape))
-
-
-class _Weights:
-    """The comparison of weights, and what can be said of all of them together."""
-
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self.dtypes: Counter[tuple[str, str]] = Counter()
-        self.layers = self.same_bits = self.same_values = self.rounded = 0
-
-    def compare(
-        self, directories: tuple[Path, Path], configs: Sequence[InternVLConfig], say: Callable[[str], None]
-    ) -> list[Difference]:
-        differences = []
-        with open_weights(directories[0]) as file, open_weights(directories[1]) as other:
-            ours, theirs = DirectoryLayers(file, configs[0]), DirectoryLayers(other, configs[1])
-            for parameter in parameters(configs[0]):
-                say(f"weights: {parameter.path}")
-                for number in range(len(parameter.tensors)):
-                    layers = ours.read(parameter, number), theirs.read(parameter, number)
-                    layer = number if parameter.stacked else None
-                    differences.append(self._layer(parameter.path, layer, *layers))
-        return differences
-
-    def _layer(self, path: str, layer: int | None, ours: np.ndarray, theirs: np.ndarray) -> Difference:
-        self.layers += 1
-        self.dtypes[str(ours.dtype), str(theirs.dtype)] += 1
-        if _same_bits(ours, theirs):
-            self.same_bits += 1
-            return Difference("weights", path, layer, 0.0, 0.0, self.tolerance)
-        found = difference("weights", path, layer, ours, theirs, self.tolerance)
-        self.same_values += found.relative == 0
-        if found.relative != 0 and ours.dtype != theirs.dtype:
-            wide, narrow = sorted((ours, theirs), key=lambda array: -array.dtype.itemsize)
-            with np.errstate(over="ignore"):  # what float16 cannot hold is not equal, and no cause for a warning
-                self.rounded += _same_bits(wide.astype(narrow.dtype), narrow)
-        return found
-
-    @property
-    def unequal(self) -> int:
-        return self.layers - self.same_bits - self.same_values
-
-    def verdict(self) -> dict[str, str]:
-        """How the report's verdict begins."""
-        if self.same_bits == self.layers:
-            return {"equality": "bit-equal", "inequality": "NOT equal, though all weights are"}
-        if not self.unequal:
-            return {"equality": "equal in value, not in bits", "inequality": "NOT equal, though all weights are"}
-        if self.rounded == self.unequal:
-            return {"inequality": "NOT equal, weights by rounding to the narrower dtype alone"}
-        return {}
-
-    def facts(self) -> dict[str, str]:
-        counts = {"bit-equal": self.same_bits, "equal after a cast": self.same_values, "different": self.unequal}
-        return {
-            "dtypes": "; ".join(a if a == b else f"{a} and {b}, compared in the wider" for a, b in self.dtypes),
-            "tensors": ", ".join(f"{count} {what}" for what, count in counts.items() if count),
-        }
-
-
-def _same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    bits = f"u{ours.dtype.itemsize}"
-    return ours.dtype == theirs.dtype and np.array_equal(ours.view(bits), theirs.view(bits))
 
 
 def _outputs(
