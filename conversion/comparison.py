@@ -171,7 +171,7 @@ class Report:
         )
 
     def write(self, directory: str | Path) -> list[Path]:
-        """Writes parity.md, parity.json and, where layers were compared, parity.png; returns their paths."""
+        """Writes parity.md, parity.json and, where layers differ at all, parity.png; returns their paths."""
         from ivl3_jax.conversion.comparison_plot import plot
 
         directory = Path(directory)

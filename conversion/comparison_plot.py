@@ -12,10 +12,10 @@ def plot(report: Report, file: Path) -> bool:
     """Draws the worst relative difference of each layer by kind, one panel for each component, with the tolerances.
 
     Returns:
-        Whether there was anything to draw: a report may have compared no layers.
+        Whether there was anything to draw: a report may have compared no layers, or found them all bit-equal.
     """
     layered = [d for d in report.differences if d.layer is not None and d.name.startswith(COMPONENTS)]
-    if not layered:
+    if all(d.relative == 0 for d in layered):
         return False
     import matplotlib as mpl
 
