@@ -36,7 +36,7 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
-        "parity": ["matplotlib>=3.9", "peft>=0.17", "torch>=2.9", "transformers>=5.0"],
+        "parity": ["matplotlib>=3.9", "peft>=0.17", "torch>=2.9", "transformers>=5.23"],
         "video": ["av>=14.0"],
         "demo": ["matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.13"],
         "dev": [

@@ -8,6 +8,7 @@ from pathlib import Path
 from ivl3_jax import __version__
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.checksums import FILE as CHECKSUMS
+from ivl3_jax.conversion.comparison import Report
 from ivl3_jax.conversion.shards import Tensor
 
 CARD = "README.md"
@@ -41,11 +42,11 @@ def write_card(
     (directory / CARD).write_text(_with_part(text, "parity", f"## Parity\n\n{NO_REPORT}\n"), encoding="utf-8")
 
 
-def add_report(directory: str | Path, report: str) -> Path:
-    """Puts a parity report, as Markdown under a heading of the second level, into a directory's model card."""
+def add_report(directory: str | Path, report: Report) -> Path:
+    """Puts a parity report into a directory's model card, in the place of an earlier one; returns the card's path."""
     card = Path(directory) / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(directory).resolve().name}\n"
-    card.write_text(_with_part(text, "parity", report), encoding="utf-8")
+    card.write_text(_with_part(text, "parity", f"## {report.title}\n\n{report.body()}"), encoding="utf-8")
     return card
 
 

@@ -33,7 +33,10 @@ COPIED = (
 
 
 def write_companions(source: str | Path, destination: Path, layout: str, config: InternVLConfig) -> None:
-    """Copies what a source directory has; for `-hf` out of an original one, also writes what transformers asks for.
+    """Copies what a source directory has, and writes what the other layout keeps elsewhere.
+
+    For `-hf` out of an original directory that is what transformers asks for; for the original layout out of an `-hf`
+    one, how many tiles an image may have, which goes into the config.json that must be in `destination` already.
 
     The remote code of an original checkpoint is the user's own, and goes where its layout goes.
     """
@@ -42,8 +45,13 @@ def write_companions(source: str | Path, destination: Path, layout: str, config:
     for name in (*COPIED, *code):
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
-    if layout == "hf" and read_json(source / "config.json").get("model_type") == MODEL_TYPE:
+    from_original = read_json(source / "config.json").get("model_type") == MODEL_TYPE
+    if layout == "hf" and from_original:
         _complete(source, destination, config)
+    elif layout == "original" and not from_original:
+        least, most = tile_bounds(source, config.vision.image_size, config.tile_tokens)
+        stated = {"min_dynamic_patch": least, "max_dynamic_patch": most}
+        write_json(destination / "config.json", read_json(destination / "config.json") | stated)
 
 
 def _complete(source: Path, destination: Path, config: InternVLConfig) -> None:

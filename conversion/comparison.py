@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+
+PIECE = 1 << 22  # elements that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class Difference:
     """One compared tensor, or one layer of a stacked one.
 
     Attributes:
-        kind: `alone` (our module given the reference's input), `in place` (the whole model), `gradient`.
+        kind: `alone` (our module given the reference's input), `in place` (the whole model), `gradient`, and others of
+            the comparisons beside that of a model with PyTorch.
         name: of the tap or parameter. layer: of the stack, or None.
         max_abs: largest absolute difference. relative: ||ours - theirs|| / ||theirs||.
         tolerance: what `relative` may be.
@@ -52,12 +57,32 @@ def difference(
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"{name}: our shape is {list(ours.shape)}, the reference's {list(theirs.shape)}")
-    wide = np.promote_types(theirs.dtype, np.float64)
-    apart = ours.astype(wide) - theirs.astype(wide)
-    scale = float(np.linalg.norm(theirs.astype(wide))) if scale is None else scale
-    norm = float(np.linalg.norm(apart))
-    relative = 0.0 if norm == 0 else norm / scale if scale else float("inf")
-    return Difference(kind, name, layer, float(np.abs(apart).max(initial=0)), relative, tolerance)
+    largest, apart, whole = 0.0, 0.0, 0.0
+    for a, b in _pieces(ours, theirs):
+        gap = a - b
+        largest = float(np.maximum(largest, np.abs(gap).max(initial=0)))  # unlike Python's max, keeps NaN
+        apart, whole = apart + float(np.vdot(gap, gap)), whole + float(np.vdot(b, b))
+    scale = math.sqrt(whole) if scale is None else scale
+    relative = 0.0 if apart == 0 else math.sqrt(apart) / scale if scale else float("inf")
+    return Difference(kind, name, layer, largest, relative, tolerance)
+
+
+def _pieces(ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both in float64, some rows at a time: a whole embedding table three times over in float64 would not fit."""
+    ours, theirs = np.atleast_1d(ours), np.atleast_1d(theirs)
+    step = max(1, PIECE // max(1, ours[:1].size))
+    for at in range(0, len(ours), step):
+        yield ours[at : at + step].astype(np.float64), theirs[at : at + step].astype(np.float64)
+
+
+def mismatch(kind: str, name: str, ours: Sequence, theirs: Sequence) -> Difference:
+    """Compares ids, text or settings place by place, of which none may differ.
+
+    `max_abs` of the result counts the places that differ, `relative` is their share.
+    """
+    places = max(len(ours), len(theirs))
+    count = sum(a != b for a, b in zip_longest(ours, theirs))
+    return Difference(kind, name, None, count, count / places if places else 0.0, 0.0)
 
 
 def compare(
@@ -81,31 +106,32 @@ def compare(
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared and what came out; `title` and `facts` say on what."""
+    """What was compared and what came out.
+
+    Attributes:
+        title, facts: of what, and how.
+        differences: in the order of computation.
+        equality, inequality: how the verdict begins where nothing is over tolerance, and where something is.
+    """
 
     title: str
     facts: Mapping[str, str]
     differences: list[Difference]
+    equality: str = "equal within tolerance"
+    inequality: str = "NOT equal"
 
     @property
     def ok(self) -> bool:
         return all(d.ok for d in self.differences)
 
     @property
-    def first_over(self) -> Difference | None:
-        """The first difference over its tolerance, in the order of computation."""
-        return next((d for d in self.differences if not d.ok), None)
-
-    @property
     def verdict(self) -> str:
-        over = self.first_over
-        if over is None:
-            return f"equal within tolerance: {len(self.differences)} tensors compared"
-        count = sum(not d.ok for d in self.differences)
-        return (
-            f"NOT equal: {count} of {len(self.differences)} tensors over tolerance, the first is {over.place} "
-            f"({over.kind}): relative {over.relative:.2e}, allowed {over.tolerance:.0e}"
-        )
+        over = [d for d in self.differences if not d.ok]
+        if not over:
+            return f"{self.equality}: {len(self.differences)} comparisons"
+        worst = max(over, key=lambda d: float("inf") if math.isnan(d.relative) else d.relative)
+        said = f"{self.inequality}: {len(over)} of {len(self.differences)} comparisons over tolerance, "
+        return f"{said}the first is {_said(over[0])}{'' if worst is over[0] else f', the worst {_said(worst)}'}"
 
     def summary(self) -> list[tuple[str, ...]]:
         """The table's rows: for each kind and name its worst layer, in the order of `COLUMNS`."""
@@ -119,18 +145,22 @@ class Report:
                 d.kind,
                 d.name,
                 "" if d.layer is None else str(d.layer),
-                f"{d.max_abs:.2e}",
-                f"{d.relative:.2e}",
-                f"{d.tolerance:.0e}",
+                _figure(d.max_abs),
+                _figure(d.relative),
+                _figure(d.tolerance, 0),
                 "ok" if d.ok else "OVER",
             )
             for d in worst.values()
         ]
 
     def markdown(self) -> str:
-        """The facts, the verdict, and the summary as a table."""
-        lines = [f"# {self.title}", "", *(f"- {name}: {value}" for name, value in self.facts.items()), ""]
-        lines += [f"**{self.verdict}**", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+        """A page of its own: the title over `body`."""
+        return f"# {self.title}\n\n{self.body()}"
+
+    def body(self) -> str:
+        """The facts, the verdict, and the summary as a table, in Markdown without a heading."""
+        lines = [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += ["", f"**{self.verdict}**", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
         return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.summary()), ""])
 
     def json(self) -> str:
@@ -141,48 +171,23 @@ class Report:
         )
 
     def write(self, directory: str | Path) -> list[Path]:
-        """Writes parity.md, parity.json and parity.png; returns their paths."""
+        """Writes parity.md, parity.json and, where layers differ at all, parity.png; returns their paths."""
+        from ivl3_jax.conversion.comparison_plot import plot
+
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         files = [directory / f"parity.{suffix}" for suffix in ("md", "json", "png")]
         files[0].write_text(self.markdown(), encoding="utf-8")
         files[1].write_text(self.json(), encoding="utf-8")
-        self.plot(files[2])
-        return files
+        return files if plot(self, files[2]) else files[:2]
 
-    def plot(self, file: Path) -> None:
-        """Relative error by layer of each kind, one panel for each component, with the tolerances."""
-        import matplotlib as mpl
 
-        mpl.use("Agg")
-        import matplotlib.pyplot as plt
+def _said(d: Difference) -> str:
+    return f"{d.place} ({d.kind}): relative {_figure(d.relative)}, allowed {_figure(d.tolerance, 0)}"
 
-        figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-        colours = {"alone": "tab:blue", "in place": "tab:orange", "gradient": "tab:green"}
-        for panel, component in zip(panels, ("vision", "decoder"), strict=True):
-            for kind, colour in colours.items():
-                rows = [
-                    d
-                    for d in self.differences
-                    if d.kind == kind and d.layer is not None and d.name.startswith(f"{component}/")
-                ]
-                if not rows:
-                    continue
-                layers = sorted({d.layer for d in rows if d.layer is not None})
-                # An exact zero has no place on a logarithmic axis: draw it at the bottom.
-                worst = [max(max(d.relative for d in rows if d.layer == layer), 1e-17) for layer in layers]
-                panel.semilogy(
-                    layers, worst, "o-", color=colour, markersize=4, label=f"{kind}, worst tensor of the layer"
-                )
-                panel.axhline(rows[0].tolerance, color=colour, linestyle=":", linewidth=1)
-            panel.set_title(component)
-            panel.set_xlabel("layer")
-            panel.grid(alpha=0.3)
-        panels[0].set_ylabel("relative difference (dotted: tolerance)")
-        panels[1].legend(fontsize=8)
-        figure.suptitle(self.title)
-        figure.savefig(file, dpi=120)
-        plt.close(figure)
+
+def _figure(value: float, digits: int = 2) -> str:
+    return "0" if value == 0 else f"{value:.{digits}e}"
 
 
 # The layer is the worst one of a stack.

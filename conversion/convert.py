@@ -50,7 +50,7 @@ def convert(
     source = Path(source)
     config = resolve_tying(source, read_config(source))
     with open_weights(source) as file:
-        layers = _Directory(file, config)
+        layers = DirectoryLayers(file, config)
         check_weights(source, partial(report, "checking"))
         write_layers(
             layers,
@@ -72,8 +72,12 @@ def _files(directory: Path) -> list[Any]:
     return [__version__, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 
-class _Directory:
-    """The layers that a checkpoint directory holds."""
+class DirectoryLayers:
+    """The layers that a checkpoint directory holds, read one at a time.
+
+    Raises:
+        ValueError: tensors and config do not fit, see `match_names`.
+    """
 
     def __init__(self, file: SafetensorsDirectory, config: InternVLConfig) -> None:
         self._file, self._names = file, match_names(file, config)
@@ -86,6 +90,14 @@ class _Directory:
 
     def dtype(self, parameter: Parameter, layer: int) -> np.dtype:
         return self._file.dtype(self._tensor(parameter, layer))
+
+    def read(self, parameter: Parameter, layer: int) -> np.ndarray:
+        """A layer of a parameter as ours, [*parameter.layout.our_shape], in blocks and in the dtype of the file."""
+        layout, name = self._parameters[parameter.path].layout, self._tensor(parameter, layer)
+        values = np.empty(layout.our_shape, self._file.dtype(name))
+        read = partial(self._file.read, name, layout.width)
+        layout.fill(values, tuple(slice(0, size) for size in layout.our_shape), read, values.itemsize)
+        return values
 
     def chunks(self, tensor: Tensor) -> Chunks:
         """As they are in the file where source and destination hold the tensor alike, else put together in memory."""

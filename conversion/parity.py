@@ -18,9 +18,8 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion import tolerances
 from ivl3_jax.conversion.checkpoint import load
 from ivl3_jax.conversion.comparison import Difference, Report, compare, difference
-from ivl3_jax.conversion.names import layout_of
-from ivl3_jax.conversion.reader import resolve_tying
-from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
+from ivl3_jax.conversion.lora import open_weights
+from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.layers import taps
 from ivl3_jax.models.internvl import batch_loss
@@ -30,6 +29,8 @@ from ivl3_jax.sharding.plan import ShardingPlan
 # Bidirectional attention without rope does not feel a constant added to all keys: this gradient is zero but for
 # rounding, and is measured against that of q's bias.
 ZERO_GRADIENT, ITS_SCALE = "vision/layers/attention/k/bias", "vision/layers/attention/q/bias"
+
+PLAN = ShardingPlan("parity", remat={"vision": "full", "decoder": "full"})
 
 
 def example_batch(config: InternVLConfig, tokens: int = 512, tiles: int = 3, seed: int = 0) -> Batch:
@@ -59,17 +60,30 @@ def example_batch(config: InternVLConfig, tokens: int = 512, tiles: int = 3, see
     return batch
 
 
+def check_length(config: InternVLConfig, tokens: int, tiles: int) -> None:
+    """Refuses an `example_batch` that the model has no positions for.
+
+    Raises:
+        ValueError: as said.
+    """
+    length, limit = tokens + tiles * config.tile_tokens, config.decoder.longest_row
+    if length > limit:
+        raise ValueError(f"{tokens} text tokens and {tiles} tiles make {length} positions; the decoder knows {limit}")
+
+
 def run(model: Model, batch: Batch) -> dict[str, np.ndarray]:
-    """Every tap of a forward pass, the logits among them."""
+    """Every tap of a forward pass, the logits among them, in the order of computation."""
+    order: list[str] = []  # a jitted function returns its dictionaries sorted
 
     def forward(params: Any, batch: Batch) -> dict[str, jax.Array]:
         with taps.collect() as found:
             nnx.merge(model.graphdef, params)(batch)
+            order[:] = found
             return found
 
     with jax.set_mesh(model.mesh):
         found = jax.jit(forward)(model.params, place_batch(batch, model.plan, model.mesh))
-    return {name: np.asarray(value) for name, value in found.items()}
+    return {name: np.asarray(found[name]) for name in order}
 
 
 def run_alone(model: Model, batch: Batch, theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,8 +160,9 @@ def check(
     """Compares a checkpoint here and in transformers, one after the other so that memory holds one at a time.
 
     Args:
-        directory: in the `-hf` layout. dtype: `float32`, or `float64`, for which the reference is kept from rounding
-            to float32 inside; jax must be in 64-bit mode.
+        directory: in either layout, see `parity_reference.open_reference`.
+        dtype: `float32`, or `float64`, for which the reference is kept from rounding to float32 inside; jax must be in
+            64-bit mode.
         with_gradients: the loss and every gradient too.
         tokens, tiles, seed: of the random input, see `example_batch`.
         say: is told what is being done.
@@ -155,19 +170,13 @@ def check(
     from ivl3_jax.conversion import parity_reference
 
     config = resolve_tying(directory, read_config(directory))
-    with SafetensorsDirectory(directory) as file:
-        if layout_of(file.tensors) != "hf":
-            raise ValueError(
-                f"{directory} is in the original layout, which transformers does not open; bring it into the other one "
-                "first: ivl3 convert SOURCE DESTINATION --layout hf"
-            )
-    length, limit = tokens + tiles * config.tile_tokens, config.decoder.longest_row
-    if length > limit:
-        raise ValueError(f"{tokens} text tokens and {tiles} tiles make {length} positions; the decoder knows {limit}")
+    with open_weights(directory) as file:
+        match_names(file, config)  # a broken checkpoint is told of here rather than by the reference
+    check_length(config, tokens, tiles)
     batch = example_batch(config, tokens, tiles, seed)
     began = time.perf_counter()
     say("running the PyTorch reference")
-    reference = parity_reference.load_reference(directory, dtype)
+    reference, how = parity_reference.open_reference(directory, dtype)
     inputs = parity_reference.inputs_from_batch(batch, config, dtype)
     theirs = parity_reference.run(reference, inputs)
     used = config.select_layer % (config.vision.layers + 1)
@@ -180,7 +189,7 @@ def check(
     del reference, inputs
     gc.collect()
     say("loading the checkpoint here")
-    model = load(directory, dtype, ShardingPlan("parity", remat={"vision": "full", "decoder": "full"}))
+    model = load(directory, dtype, PLAN)
     with jax.default_matmul_precision("highest"):
         say("module by module")
         differences = compare(
@@ -194,6 +203,7 @@ def check(
             differences += compare_gradients(gradients(model, batch), their_gradients, dtype)
     facts = {
         "checkpoint": str(directory),
+        "reference": how,
         "dtype": dtype,
         "input": f"{tokens} text tokens, {tiles} tiles, seed {seed}",
         "versions": f"jax {jax.__version__}, {versions}, Python {platform.python_version()}",

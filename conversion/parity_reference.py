@@ -18,7 +18,9 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from ivl3_jax.batch import IGNORE, Batch
 from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion import parity_original
 from ivl3_jax.conversion.names import parameters
+from ivl3_jax.conversion.parity_original_config import is_original
 
 Inputs = dict[str, torch.Tensor]
 
@@ -55,18 +57,39 @@ ORDER = sorted([*ARGUMENTS, *OUTPUTS], key=lambda name: ("vision", "projector", 
 
 
 def load_reference(directory: str | Path, dtype: str = "float32") -> InternVLForConditionalGeneration:
+    """The reference model of a checkpoint in either layout; see `open_reference`."""
+    return open_reference(directory, dtype)[0]
+
+
+def open_reference(directory: str | Path, dtype: str = "float32") -> tuple[InternVLForConditionalGeneration, str]:
     """The reference model of a checkpoint, in evaluation mode, with attention written out.
 
     Args:
-        directory: in the `-hf` layout.
+        directory: in the `-hf` layout, which transformers opens itself, or in the original one, which is read through
+            the second map of `parity_original`.
         dtype: `float32`, `bfloat16`, or `float64`, where norms, softmax and rotary angles, which transformers always
             computes in float32, are kept in float64 too.
+
+    Returns:
+        The model, and how it was read, for reports.
+
+    Raises:
+        ValueError: as `parity_original.load`.
     """
-    torch_dtype = getattr(torch, dtype)
-    model = InternVLForConditionalGeneration.from_pretrained(directory, dtype=torch_dtype, attn_implementation="eager")
+    directory, torch_dtype = Path(directory), getattr(torch, dtype)
+    if is_original(directory):
+        model, zero = parity_original.load(directory, torch_dtype)
+        how = "transformers, weights through the second map (conversion/parity_original.py)"
+        if zero:
+            how += f"; {len(zero)} biases that the checkpoint has not are zeros, {zero[0]} and others of its kind"
+    else:
+        model = InternVLForConditionalGeneration.from_pretrained(
+            directory, dtype=torch_dtype, attn_implementation="eager"
+        )
+        how = "transformers, which opened the directory itself"
     if dtype == "float64":
         _widen(model)
-    return model.eval()
+    return model.eval(), how
 
 
 def inputs_from_batch(batch: Batch, config: InternVLConfig, dtype: str = "float32") -> Inputs:
@@ -155,12 +178,12 @@ def gradients(
     """
     model.zero_grad(set_to_none=True)
     # Recomputes layers in the backward pass: the written-out attention of all of them would not fit for the 1B.
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
     value = loss(model, inputs, labels, weights)
     value.backward()
     model.eval()
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     theirs: Mapping[str, torch.nn.Parameter] = dict(model.named_parameters())
     ours = {}
     for parameter in parameters(config):

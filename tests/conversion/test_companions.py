@@ -171,3 +171,12 @@ def test_opens_in_auto_classes(torch, published, converted, tmp_path):
     assert relative(model(batch), theirs["logits"]) < STACK["float32"]
     (answer,) = Generator(model).generate([encoded], 12, processor.tokenizer.eos_ids)
     assert processor.tokenizer.decode(answer) == found["answer"] != ""
+
+
+def test_how_many_tiles_an_image_may_have_goes_along(transformers, tmp_path):
+    source = tiny()
+    assert Processor.from_directory(source).max_tiles == 4
+    convert(source, tmp_path / "original", layout="original")
+    assert Processor.from_directory(tmp_path / "original").max_tiles == 4
+    convert(tmp_path / "original", tmp_path / "back", layout="hf")
+    assert Processor.from_directory(tmp_path / "back").max_tiles == 4

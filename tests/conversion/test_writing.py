@@ -12,6 +12,7 @@ import ivl3_jax
 from ivl3_jax.cli.main import main
 from ivl3_jax.conversion import unfinished, writer
 from ivl3_jax.conversion.card import add_report
+from ivl3_jax.conversion.comparison import Report
 from ivl3_jax.conversion.convert import convert
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 
@@ -153,13 +154,13 @@ def test_the_card(source, tmp_path):
     assert "- Weights from: `in`, in the authors' original layout\n" in card
     assert " in bfloat16\n" in card
     assert "There is no report yet" in card
-    add_report(tmp_path / "hf", "## Parity\n\nall equal")
+    add_report(tmp_path / "hf", Report("hf compared", {"with": "itself"}, []))
     convert(tmp_path / "hf", tmp_path / "original", layout="original")
     second = (tmp_path / "original/README.md").read_text()
     assert second.count("## Provenance") == second.count("## Parity") == 1
+    assert "## hf compared\n\n- with: itself\n" in (tmp_path / "hf/README.md").read_text()
     assert "Weights from: `hf`, in transformers'" in second
-    assert "all equal" in (tmp_path / "hf/README.md").read_text()
-    assert "all equal" not in second  # it was said of other files
+    assert "hf compared" not in second  # it was said of other files
     ivl3_jax.save(ivl3_jax.load(source), tmp_path / "saved")
     assert "- Weights from: a model in memory\n" in (tmp_path / "saved/README.md").read_text()
 

@@ -7,7 +7,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from ivl3_jax.conversion.companions import processor_files
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
+from ivl3_jax.hf_config import read_config
 
 CORPUS = [
     "What is written here? The number 1729, and below it a word.",
@@ -100,8 +102,8 @@ def tiny(
             parameter.copy_(_random(name, parameter, generator))
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     write_tokenizer_files(tokenizer, directory)
-    preprocessor = {"size": {"height": 56, "width": 56}, "min_patches": 1, "max_patches": 4}
-    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    for name, content in processor_files(read_config(directory), 1, 4).items():
+        (directory / name).write_text(json.dumps(content))
     eos = [tokenizer.token_to_id("<|im_end|>")]
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     return directory

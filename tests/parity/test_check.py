@@ -62,12 +62,6 @@ def test_float64_beside_the_reference_as_it_is(style, torch, transformers):
     assert 1e-10 < relative < FLOAT64_STOCK  # the lower bound: the stock model does round inside
 
 
-def test_an_original_checkpoint_is_to_be_converted(tmp_path, capsys):
-    assert main(["convert", str(tiny()), str(tmp_path / "original"), "--layout", "original"]) == 0
-    assert main(["parity", str(tmp_path / "original")]) == 1
-    assert "ivl3 convert SOURCE DESTINATION --layout hf" in capsys.readouterr().err
-
-
 def test_the_command_says_equal(capsys, tmp_path):
     assert main(["parity", str(tiny("6b")), "--tokens", "40", "--tiles", "1", "--output", str(tmp_path / "out")]) == 0
     assert "equal within tolerance" in capsys.readouterr().out
