@@ -31,6 +31,7 @@ from ivl3_jax.config import PRESETS, InternVLConfig
 from ivl3_jax.conversion import parity
 from ivl3_jax.conversion.comparison import Report
 from ivl3_jax.conversion.names import Parameter
+from ivl3_jax.conversion.shards import Chunks, Tensor, assemble
 from ivl3_jax.conversion.writer import write_layers
 
 VOCAB = 2048
@@ -79,8 +80,13 @@ def cut(config: InternVLConfig) -> InternVLConfig:
 class RandomLayers:
     """Weights that keep activations near one and are neither zero nor one anywhere, drawn when they are written."""
 
+    origin = "random numbers"
+
     def dtype(self, parameter: Parameter, number: int) -> np.dtype:
         return np.dtype(np.float32)
+
+    def chunks(self, tensor: Tensor) -> Chunks:
+        return assemble(tensor, self.read)
 
     def read(self, parameter: Parameter, number: int) -> np.ndarray:
         path, shape = parameter.path, parameter.layout.our_shape

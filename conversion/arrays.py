@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ivl3_jax.conversion.names import Parameter
-from ivl3_jax.conversion.shards import Chunks, Tensor
+from ivl3_jax.conversion.shards import Chunks, Tensor, assemble
 
 
 def is_writer() -> bool:
@@ -37,10 +37,7 @@ class ArrayLayers:
         return np.dtype(self._leaves[parameter.path].dtype)
 
     def chunks(self, tensor: Tensor) -> Chunks:
-        values = np.empty(tensor.shape, tensor.dtype)
-        for parameter in tensor.parameters:
-            parameter.layout.put(_to_host(self._leaves[parameter.path], parameter, tensor.layer), values)
-        yield values
+        return assemble(tensor, lambda parameter, layer: _to_host(self._leaves[parameter.path], parameter, layer))
 
 
 def _to_host(array: jax.Array | np.ndarray, parameter: Parameter, number: int) -> np.ndarray:

@@ -36,6 +36,14 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def assemble(tensor: Tensor, read: Callable[[Parameter, int], np.ndarray]) -> Chunks:
+    """A tensor in one chunk, from what `read` gives for a layer of each of its parameters, [*layout.our_shape]."""
+    values = np.empty(tensor.shape, tensor.dtype)
+    for parameter in tensor.parameters:
+        parameter.layout.put(read(parameter, tensor.layer), values)
+    yield values
+
+
 def split(tensors: Sequence[Tensor], max_shard_bytes: float) -> dict[str, list[Tensor]]:
     """Consecutive tensors by the file they go to, each of at most that size (more only for a single larger tensor)."""
     shards: list[list[Tensor]] = [[]]

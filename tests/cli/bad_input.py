@@ -328,6 +328,37 @@ def _(work):
     return ask(work, work / "a.png", QUESTION)
 
 
+# Videos
+
+
+def clip(work):
+    frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 80, 160)]
+    frames[0].save(work / "a.gif", save_all=True, append_images=frames[1:], duration=500)
+    return work / "a.gif"
+
+
+@case("not a video")
+def _(work):
+    (work / "a.mp4").write_text("hello")
+    return ask(work, work / "a.mp4", QUESTION)
+
+
+@case("a directory without frames")
+def _(work):
+    (work / "frames").mkdir()
+    return ask(work, work / "frames", QUESTION)
+
+
+@case("a clip outside of the video")
+def _(work):
+    return [*ask(work, clip(work), QUESTION), "--clip", "10", "20"]
+
+
+@case("no frames of a video")
+def _(work):
+    return [*ask(work, clip(work), QUESTION), "--frames", "0"]
+
+
 # Prompts
 
 

@@ -11,7 +11,7 @@ from tests.cli.bad_input import CASES, prepare
 from tests.models.small import checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs/bad-input.md"
-ROW = re.compile(r"^\| (?P<name>[^|]+?) \| (?P<command>\w+) \| (?P<code>\d) \| `(?P<message>.+)` \|$")
+ROW = re.compile(r"^\| (?P<name>[^|]+?) \| (?P<command>\w+) \| (?P<code>\d) \| `` (?P<message>.+) `` \|$")
 ROWS = {row["name"]: row for row in map(ROW.match, PAGE.read_text().splitlines()) if row}
 
 

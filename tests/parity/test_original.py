@@ -147,7 +147,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_of_before_the_reference_runs(tmp
     del tensors["mlp1.0.bias"]
     save_file(tensors, file, metadata={"format": "pt"})
     assert main(["parity", str(directory)]) == 1
-    assert "1 tensors are missing: mlp1.0.bias" in capsys.readouterr().err
+    assert "Missing tensors, 1: mlp1.0.bias" in capsys.readouterr().err
 
 
 def test_the_second_map_shares_nothing_with_the_first():

@@ -149,7 +149,7 @@ def test_tokenizers(tmp_path, capsys):
 def test_what_cannot_be_read_is_one_line(tmp_path, capsys):
     good = checkpoint(tmp_path / "good")
     for arguments, words, code in (
-        ([tmp_path / "none"], "none/config.json does not exist", 1),
+        ([tmp_path / "none"], "there is no directory", 1),
         ([good, "--gradients"], "--gradients has no meaning for comparing two checkpoints", 2),
         ([good, "--processor"], "leave the second directory out", 2),
         ([good, "--tolerance", "-1"], "--tolerance is -1.0; it must be at least 0", 2),
@@ -164,4 +164,4 @@ def test_what_cannot_be_read_is_one_line(tmp_path, capsys):
     (tmp_path / "short" / "config.json").write_text((good / "config.json").read_text())
     save_file(tensors, tmp_path / "short" / "model.safetensors")
     assert main(["parity", str(good), str(tmp_path / "short")]) == 1
-    assert "short does not fit its config.json. 1 tensors are missing: lm_head.weight" in capsys.readouterr().err
+    assert "short does not fit its config.json. Missing tensors, 1: lm_head.weight" in capsys.readouterr().err
