@@ -34,7 +34,7 @@ STEPS = {
     "write": "ours: write from arrays",
     "their_write": "safetensors: save_file",
     "to_hf": "ours: convert original to -hf",
-    "to_original": "ours: convert -hf to original",
+    "to_original": "ours: check SHA256SUMS, convert -hf to original",
 }
 LIMITED = ("to_hf", "to_original")
 
@@ -73,6 +73,7 @@ def main() -> None:
     config = InternVLConfig.preset(arguments.size)
     write_layers(Noise(), config, work / "original", layout="original")
     (work / "original/added_tokens.json").write_text(json.dumps({"<IMG_CONTEXT>": config.image_token_id}))
+    (work / "original/SHA256SUMS").unlink()  # as published ones have none
     size = sum(file.stat().st_size for file in work.glob("original/*.safetensors"))
     print(
         f"{arguments.size}, {size / 1e9:.2f} GB of {DTYPE}; conversions in {arguments.limit_gb} GB of address space\n"

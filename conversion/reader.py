@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 
 LISTED = 8  # names shown in a message
 ALIGNMENT = 64  # bytes
+READERS = min(4, os.cpu_count() or 1)  # threads
 
 
 def read_params(directory: str | Path, abstract: Mapping[str, Any], config: InternVLConfig) -> dict[str, Any]:
@@ -47,9 +50,10 @@ def read_params(directory: str | Path, abstract: Mapping[str, Any], config: Inte
         if leaves.keys() != expected.keys():
             raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ expected.keys())}")
         names = match_names(file, config)
-        return unflatten_dict(
-            {path: _place(file, names, expected[path], leaf) for path, leaf in leaves.items()}, sep="/"
-        )
+        # Copying lets other threads run; each has a block of its own in memory.
+        with ThreadPoolExecutor(READERS) as threads:
+            arrays = {path: _place(file, names, expected[path], leaf, threads) for path, leaf in leaves.items()}
+        return unflatten_dict(arrays, sep="/")
 
 
 def resolve_tying(directory: str | Path, config: InternVLConfig) -> InternVLConfig:
@@ -134,7 +138,11 @@ def _equal(file: SafetensorsDirectory, first: str, second: str) -> bool:
 
 
 def _place(
-    file: SafetensorsDirectory, names: Mapping[str, str], parameter: Parameter, leaf: jax.ShapeDtypeStruct
+    file: SafetensorsDirectory,
+    names: Mapping[str, str],
+    parameter: Parameter,
+    leaf: jax.ShapeDtypeStruct,
+    threads: ThreadPoolExecutor,
 ) -> jax.Array:
     """One parameter as an array laid out as `leaf`; slices that several devices hold are read once."""
     # Only a vocabulary may be larger than the file's; what else does not fit is a fault of the caller.
@@ -150,7 +158,7 @@ def _place(
         holders[bounds].append(device)
     arrays = []
     for bounds, devices in holders.items():
-        values = _read(file, names, parameter, tuple(slice(*bound) for bound in bounds), leaf.dtype)
+        values = _read(file, names, parameter, tuple(slice(*bound) for bound in bounds), leaf.dtype, threads)
         for device in devices:
             to = SingleDeviceSharding(device, memory_kind=leaf.sharding.memory_kind)
             arrays.append(jax.device_put(values, to))
@@ -160,7 +168,12 @@ def _place(
 
 
 def _read(
-    file: SafetensorsDirectory, names: Mapping[str, str], parameter: Parameter, index: Index, dtype: np.dtype
+    file: SafetensorsDirectory,
+    names: Mapping[str, str],
+    parameter: Parameter,
+    index: Index,
+    dtype: np.dtype,
+    threads: ThreadPoolExecutor,
 ) -> np.ndarray:
     """`parameter[index]` in `dtype`, zeros where it reaches beyond the file's vocabulary."""
     out = _empty_aligned([part.stop - part.start for part in index], np.dtype(dtype))
@@ -173,10 +186,14 @@ def _read(
         out[...] = 0
     inside = tuple(slice(0, part.stop - part.start) for part in held)
     layers = parameter.tensors[index[0]] if parameter.stacked else parameter.tensors
-    for layer, tensor in zip(out if parameter.stacked else [out], layers, strict=True):
+
+    def fill(layer: np.ndarray, tensor: str) -> None:
         if layer[inside].size:
             read = partial(file.read, names[tensor], parameter.layout.width)
             parameter.layout.fill(layer[inside], held, read, file.dtype(names[tensor]).itemsize)
+
+    for _ in threads.map(fill, out if parameter.stacked else [out], layers):
+        pass  # raises what went wrong
     return out
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import ml_dtypes
@@ -59,6 +60,7 @@ class SafetensorsDirectory:
         """
         self.directory = Path(directory)
         self._open: dict[Path, int] = {}
+        self._opening = Lock()
         self.tensors: Mapping[str, TensorInfo] = _tensors(self.directory)
 
     def __enter__(self) -> Self:
@@ -103,8 +105,9 @@ class SafetensorsDirectory:
 
     def _fill(self, info: TensorInfo, out: np.ndarray, offset: int) -> None:
         """Reads out.nbytes bytes from `offset` on in a tensor."""
-        if info.file not in self._open:
-            self._open[info.file] = os.open(info.file, os.O_RDONLY)
+        with self._opening:  # several threads read
+            if info.file not in self._open:
+                self._open[info.file] = os.open(info.file, os.O_RDONLY)
         target = out.view(np.uint8).data.cast("B")
         while target:
             count = os.preadv(self._open[info.file], [target], info.start + offset)
