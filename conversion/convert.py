@@ -17,7 +17,7 @@ from ivl3_jax.conversion.lora import open_weights
 from ivl3_jax.conversion.names import Parameter, layout_of, parameters
 from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
-from ivl3_jax.conversion.shards import Chunks, Tensor
+from ivl3_jax.conversion.shards import Chunks, Tensor, assemble
 from ivl3_jax.conversion.writer import write_layers
 from ivl3_jax.hf_config import read_config
 
@@ -110,10 +110,10 @@ class DirectoryLayers:
                 block = self._file.read(name, width, range(at, min(at + step, rows)), range(width))
                 yield block.astype(tensor.dtype, copy=False)
             return
-        values = np.empty(tensor.shape, tensor.dtype)
-        for parameter, source in zip(tensor.parameters, sources, strict=True):
-            layout, name = source.layout, self._tensor(source, tensor.layer)
+
+        def whole(parameter: Parameter, layer: int) -> np.ndarray:
+            layout, name = self._parameters[parameter.path].layout, self._tensor(parameter, layer)
             rows = math.prod(layout.their_shape) // layout.width
-            whole = self._file.read(name, layout.width, range(rows), range(layout.width))
-            parameter.layout.put(layout.to_ours(whole.reshape(layout.their_shape)), values)
-        yield values
+            return layout.to_ours(self._file.read(name, layout.width, range(rows), range(layout.width)))
+
+        yield from assemble(tensor, whole)

@@ -13,7 +13,7 @@ Where a tensor holds several of our arrays, an axis of its first dimension is a 
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -91,6 +91,16 @@ class Layout:
     def put(self, array: np.ndarray, tensor: np.ndarray) -> None:
         """Writes a whole array of ours [*our_shape] to its place in a contiguous tensor of theirs [*their_shape]."""
         _copy(array.reshape([self._sizes[axis] for axis in self._our_axes]), self._view(tensor))
+
+    def slabs(self, array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """An array of ours [*our_shape], alone in their tensor, as theirs in `dtype`, a few megabytes at a time."""
+        axes = array.reshape([self._sizes[axis] for axis in self._our_axes])
+        axes = axes.transpose([self._our_axes.index(axis) for axis in self._their_axes])
+        step = max(1, CHUNK_BYTES // (math.prod(axes.shape[1:]) * dtype.itemsize))
+        for at in range(0, len(axes), step):
+            slab = np.empty(axes[at : at + step].shape, dtype)
+            _copy(axes[at : at + step], slab)
+            yield slab
 
     def fill(self, out: np.ndarray, index: Index, read: ReadBlock, itemsize: int) -> None:
         """Fills `out` with `ours[index]`, reading no more of their tensor than that needs, a chunk at a time.

@@ -37,7 +37,11 @@ class Tensor:
 
 
 def assemble(tensor: Tensor, read: Callable[[Parameter, int], np.ndarray]) -> Chunks:
-    """A tensor in one chunk, from what `read` gives for a layer of each of its parameters, [*layout.our_shape]."""
+    """A tensor's values from what `read` gives for a layer of each of its parameters, [*layout.our_shape]."""
+    if len(tensor.parameters) == 1:
+        (parameter,) = tensor.parameters
+        yield from parameter.layout.slabs(read(parameter, tensor.layer), tensor.dtype)
+        return
     values = np.empty(tensor.shape, tensor.dtype)
     for parameter in tensor.parameters:
         parameter.layout.put(read(parameter, tensor.layer), values)
