@@ -1,0 +1,156 @@
+"""One virtual stream: draws, measured and packed into rows, of which pixels are decoded last."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.data.encoding import Encoder, Unit
+from ivl3_jax.data.faults import Fault, FaultPolicy, Skip
+from ivl3_jax.data.mixture import Mixture
+from ivl3_jax.data.packing import Budget, Item, Packer
+from ivl3_jax.data.permutation import generator
+from ivl3_jax.data.sources import Source
+
+MEASURE, DECODE = 3, 4  # what a key is for, beside those of the mixture
+PARTS = 1 << 12  # units that one sample may be split into
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the rows of all streams follow from.
+
+    Attributes:
+        sources: what is drawn from, in the order of the mixture.
+        max_tiles: of an image of each source, None for the encoder's.
+        mixture, encoder: what is drawn, and how it becomes tokens.
+        budget: the room in a row. lookahead: rows' worth of samples among which each is chosen.
+        faults: what becomes of bad samples. weighting: of tokens in the loss, see `loss_weight`.
+    """
+
+    sources: Sequence[Source]
+    mixture: Mixture
+    encoder: Encoder
+    budget: Budget
+    max_tiles: Sequence[int | None] = ()
+    lookahead: float = 4.0
+    faults: FaultPolicy = FaultPolicy()
+    weighting: str = "square"
+
+
+@dataclass
+class StreamState:
+    """Where a stream is; with the recipe it says everything that follows.
+
+    Attributes:
+        next: number of the next draw. ended: whether all that waited has been given out, too.
+        waiting: sizes of the units that no row has yet; their content is measured again when it is needed.
+        drawn: samples so far. skipped: those left out, by reason.
+    """
+
+    next: int = 0
+    ended: bool = False
+    waiting: list[Item] = field(default_factory=list)
+    drawn: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "next": self.next,
+            "ended": self.ended,
+            "waiting": [list(item) for item in self.waiting],
+            "drawn": self.drawn,
+            "skipped": dict(self.skipped),
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "StreamState":
+        waiting = [Item(*item) for item in fields["waiting"]]
+        return StreamState(fields["next"], fields["ended"], waiting, fields["drawn"], Counter(fields["skipped"]))
+
+
+class Stream:
+    """Rows of one stream, one after the other."""
+
+    def __init__(self, recipe: Recipe, number: int, state: StreamState | None = None) -> None:
+        """`number`: which of the mixture's streams. `state`: where to go on."""
+        self._recipe, self._number = recipe, number
+        state = state or StreamState()
+        self._next, self._ended, self._drawn = state.next, state.ended, state.drawn
+        self._skipped = Counter(state.skipped)
+        self._packer = Packer(recipe.budget, recipe.lookahead, state.waiting)
+        self._units: dict[int, Unit] = {}
+        self._skips: list[Skip] = []
+
+    @property
+    def state(self) -> StreamState:
+        return StreamState(self._next, self._ended, self._packer.waiting, self._drawn, Counter(self._skipped))
+
+    def take_skips(self) -> list[Skip]:
+        """The samples skipped since the last call."""
+        skips, self._skips = self._skips, []
+        return skips
+
+    def row(self) -> list[Encoded]:
+        """The segments of the next row; none if the stream has ended.
+
+        Raises:
+            Fault: a sample is bad, and the policy is to raise. ValueError: too many were skipped.
+        """
+        items = self._pack()
+        segments: list[Encoded] = []
+        for item in items:
+            try:
+                segments += self._decode(item)
+            except Fault as fault:
+                self._skip(fault)
+        return segments
+
+    def _pack(self) -> list[Item]:
+        while not self._packer.ready and not self._recipe.mixture.ended(self._number, self._next):
+            self._draw()
+        row = self._packer.row()
+        self._ended = not row
+        return row
+
+    def _draw(self) -> None:
+        """Measures the next sample and lets it wait."""
+        number, self._next = self._next, self._next + 1
+        try:
+            units = self._measure(number)
+        except Fault as fault:
+            self._drawn += 1
+            self._skip(fault)
+            return
+        self._drawn += bool(units)
+        for part, unit in enumerate(units):
+            key = number * PARTS + part
+            self._units[key] = unit
+            self._packer.add(Item(key, unit.tokens, unit.tiles, unit.segments))
+
+    def _measure(self, number: int) -> list[Unit]:
+        recipe = self._recipe
+        draw = recipe.mixture.draw(self._number, number)
+        if draw is None:
+            return []
+        most = recipe.max_tiles[draw.source] if recipe.max_tiles else None
+        rng = generator(recipe.mixture.seed, MEASURE, self._number, number)
+        return recipe.encoder.measure(recipe.sources[draw.source][draw.index], rng, most)
+
+    def _decode(self, item: Item) -> list[Encoded]:
+        unit = self._units.pop(item.key, None)
+        if unit is None:  # it was measured before a restart
+            number, part = divmod(item.key, PARTS)
+            found = self._measure(number)[part:]
+            if not found or item != Item(item.key, found[0].tokens, found[0].tiles, found[0].segments):
+                raise ValueError(f"{found[0].where if found else 'a sample'} has changed since the state was saved")
+            unit = found[0]
+        return self._recipe.encoder.decode(unit, generator(self._recipe.mixture.seed, DECODE, self._number, item.key))
+
+    def _skip(self, fault: Fault) -> None:
+        if self._recipe.faults.action == "raise":
+            raise fault
+        self._skips.append(Skip(fault.reason, str(fault)))
+        self._skipped[fault.reason] += 1
+        self._recipe.faults.check(self._drawn, self._skipped.total(), str(fault))
