@@ -24,3 +24,9 @@ class Fault(ValueError):
         assert reason in REASONS, reason
         super().__init__(message)
         self.reason = reason
+
+
+def at(where: str, error: ValueError) -> ValueError:
+    """The same error about the sample at `where`: a `Fault` keeps its reason, others stay ValueErrors."""
+    message = f"{where}: {error}" if where else str(error)
+    return Fault(error.reason, message) if isinstance(error, Fault) else ValueError(message)

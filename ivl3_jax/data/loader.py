@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ivl3_jax.batch import Batch
+from ivl3_jax.data.collate import collate
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import Sample
@@ -46,7 +47,7 @@ def batches(
         rows, tokens, tiles, segments: B, S, T and G, the static shape of every batch.
         seed: of the order, together with the number of the epoch.
         epochs: how often every sample is seen; None goes on forever. At the end a last batch may have empty rows.
-        weighting: see `Processor.collate`.
+        weighting: see `collate`.
 
     Yields:
         Batches of numpy arrays.
@@ -64,12 +65,12 @@ def batches(
             _check_fits(sample, tokens, tiles)
             room = (row for row in open_rows if _fits(sample, row, tokens, tiles, segments))
             if (row := next(room, None)) is None:
-                yield processor.collate(open_rows, tokens, tiles, segments, weighting)
+                yield collate(processor, open_rows, tokens, tiles, segments, weighting)
                 open_rows = [[] for _ in range(rows)]
                 row = open_rows[0]
             row.append(sample)
     if any(open_rows):
-        yield processor.collate(open_rows, tokens, tiles, segments, weighting)
+        yield collate(processor, open_rows, tokens, tiles, segments, weighting)
 
 
 def prefetch(items: Iterator[T], ahead: int = 2) -> Iterator[T]:
