@@ -3,7 +3,9 @@
 from ivl3_jax.data.collate import collate
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.faults import Fault
+from ivl3_jax.data.frames import TrainingFrames
 from ivl3_jax.data.images import choose_grid, open_image, tile_image
+from ivl3_jax.data.jpeg import Jpeg
 from ivl3_jax.data.jsonl import read_jsonl
 from ivl3_jax.data.loader import batches, prefetch
 from ivl3_jax.data.processor import Processor
@@ -18,11 +20,13 @@ __all__ = [
     "ChatTemplate",
     "Encoded",
     "Fault",
+    "Jpeg",
     "Message",
     "Pair",
     "Processor",
     "Sample",
     "Tokenizer",
+    "TrainingFrames",
     "Unit",
     "Video",
     "batches",
