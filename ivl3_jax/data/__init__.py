@@ -2,6 +2,7 @@
 
 from ivl3_jax.data.collate import collate
 from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.data.encoding import Encoder
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.frames import TrainingFrames
 from ivl3_jax.data.images import choose_grid, open_image, tile_image
@@ -19,6 +20,7 @@ __all__ = [
     "INTERNVL_SYSTEM",
     "ChatTemplate",
     "Encoded",
+    "Encoder",
     "Fault",
     "Jpeg",
     "Message",
