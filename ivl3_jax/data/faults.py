@@ -32,6 +32,12 @@ class Fault(ValueError):
         return Fault, (self.reason, str(self))  # so that it passes from one process to another
 
 
+def at(where: str, error: ValueError) -> ValueError:
+    """The same error about the sample at `where`: a `Fault` keeps its reason, others stay ValueErrors."""
+    message = f"{where}: {error}" if where else str(error)
+    return Fault(error.reason, message) if isinstance(error, Fault) else ValueError(message)
+
+
 class Skip(NamedTuple):
     """A sample that was left out: why, and the whole message, which begins with its file and line."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from absl import flags
 
 from ivl3_jax.batch import Batch
+from ivl3_jax.data.collate import collate
 from ivl3_jax.data.faults import Skip
 from ivl3_jax.data.prefetch import prefetch
 from ivl3_jax.data.stream import Recipe, Stream, StreamState
@@ -178,9 +179,8 @@ class _StepIterator(grain.DatasetIterator):
     def __next__(self) -> Step:
         rows = [stream.row() for stream in self._streams]
         budget = self._recipe.budget
-        batch = self._recipe.encoder.processor.collate(
-            rows, budget.tokens, budget.tiles, budget.segments, self._recipe.weighting
-        )
+        shape = budget.tokens, budget.tiles, budget.segments
+        batch = collate(self._recipe.encoder.processor, rows, *shape, self._recipe.weighting)
         states = [stream.state.to_json() for stream in self._streams]
         skips = [skip for stream in self._streams for skip in stream.take_skips()]
         return Step(self._numbers, batch, states, skips)

@@ -6,16 +6,18 @@ chosen frames are kept, each only in the form that is wanted of it.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.images import open_image, tile_image
 from ivl3_jax.data.records import Video
-from ivl3_jax.data.video_file import read_file
+from ivl3_jax.data.video_file import choose_in_file, read_file
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ def video_tiles(video: Video, size: int) -> np.ndarray:
     """The frames of a video that the model sees, as it does: uint8 [frames, size, size, 3], one tile a frame.
 
     Raises:
-        ValueError: there is no such file, it is no video, it has no frames, or the clip begins behind its end.
+        Fault: there is no such file, it is no video, it has no frames, or the clip begins behind its end.
         ModuleNotFoundError: PyAV is not installed.
     """
     return np.concatenate(sample_frames(video.path, spread(video), lambda frame: tile_image(frame, size, 1, 1, False)))
@@ -46,15 +48,25 @@ def spread(video: Video) -> Choose:
     def choose(count: int, fps: float | None) -> list[int]:
         first, last = 0, count - 1
         if video.clip is not None:
-            if not fps:
-                raise ValueError("the frames have no times, so a clip in seconds cannot be cut out")
-            if round(video.clip[0] * fps) > last:
-                raise ValueError(f"the clip begins at {video.clip[0]:g} s, but the video ends after {count / fps:g} s")
-            first, last = round(video.clip[0] * fps), min(round(video.clip[1] * fps), last)
+            rate = rate_for_clip(video.clip, count, fps)
+            first, last = round(video.clip[0] * rate), min(round(video.clip[1] * rate), last)
         segment = (last - first) / video.frames
         return [int(first + segment / 2 + np.round(segment * k)) for k in range(video.frames)]
 
     return choose
+
+
+def rate_for_clip(clip: tuple[float, float], count: int, fps: float | None) -> float:
+    """The frames a second of a video with `count` frames that a clip in seconds is to be cut out of.
+
+    Raises:
+        Fault: the frames have no times, or the clip begins behind the last.
+    """
+    if not fps:
+        raise Fault("video", "the frames have no times, so a clip in seconds cannot be cut out")
+    if round(clip[0] * fps) >= count:
+        raise Fault("video", f"the clip begins at {clip[0]:g} s, but the video ends after {count / fps:g} s")
+    return fps
 
 
 def is_video(path: str | os.PathLike) -> bool:
@@ -77,27 +89,55 @@ def sample_frames(path: str | os.PathLike, choose: Choose, keep: Callable[[Image
         keep: what is kept of a frame in RGB, such as its tiles.
 
     Raises:
-        ValueError: as `video_tiles`; the message names the file.
+        Fault: as `video_tiles`; the message names the file.
         ModuleNotFoundError: PyAV is not installed.
     """
-    try:
+    with _named(path):
         if os.path.isdir(path):
             return _from_directory(path, choose, keep)
-        if not os.path.isfile(path):
-            raise ValueError("no such video file or directory of frames")
-        return read_file(path, choose, keep)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+        return read_file(_existing(path), choose, keep)
+
+
+def choose_frames(path: str | os.PathLike, choose: Choose) -> Sequence[int]:
+    """The indices that `choose` chooses; frames are counted, not decoded.
+
+    Raises:
+        Fault: as `sample_frames`, as far as can be told without decoding.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    with _named(path):
+        if os.path.isdir(path):
+            return choose(len(_frame_files(path)), None)
+        return choose_in_file(_existing(path), choose)
+
+
+@contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise Fault("video", f"{os.fspath(path)}: {error}") from error
+
+
+def _existing(path: str | os.PathLike) -> str | os.PathLike:
+    if not os.path.isfile(path):
+        raise ValueError("no such video file or directory of frames")
+    return path
 
 
 def _from_directory(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> list[T]:
-    files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
-    if not files:
-        raise ValueError(f"the directory has no frames; valid are files that end in {', '.join(FRAME_SUFFIXES)}")
-    files.sort(key=_frame_number)
+    files = _frame_files(path)
     indices = choose(len(files), None)
     found = {index: keep(open_image(files[index])) for index in set(indices)}
     return [found[index] for index in indices]
+
+
+def _frame_files(path: str | os.PathLike) -> list[Path]:
+    """The frames of a directory in their order."""
+    files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+    if not files:
+        raise ValueError(f"the directory has no frames; valid are files that end in {', '.join(FRAME_SUFFIXES)}")
+    return sorted(files, key=_frame_number)
 
 
 def _frame_number(file: Path) -> tuple[int, str]:

@@ -8,6 +8,7 @@ the last chosen frame.
 import bisect
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -42,9 +43,7 @@ def read_file(
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
-    import av  # late: most uses have no video, and it is an extra
-
-    try:
+    with _damage():
         contents = _contents(path)
         indices = _chosen(choose, contents.count, contents.fps)
         wanted = sorted(set(indices))
@@ -55,6 +54,26 @@ def read_file(
                 indices = _chosen(choose, decoded, contents.fps)
                 found, _ = _from_the_beginning(path, sorted(set(indices)), keep)
         return [found[index] for index in indices]
+
+
+def choose_in_file(path: str | os.PathLike, choose: Callable[[int, float | None], Sequence[int]]) -> Sequence[int]:
+    """The indices that `choose` chooses by what the file says of itself; nothing is decoded.
+
+    Raises:
+        ValueError: it is no video, or has no frames.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    with _damage():
+        contents = _contents(path)
+        return _chosen(choose, contents.count, contents.fps)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    import av  # late: most uses have no video, and it is an extra
+
+    try:
+        yield
     except av.FFmpegError as error:
         raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
 

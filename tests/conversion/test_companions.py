@@ -15,7 +15,7 @@ import ivl3_jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD
 from ivl3_jax.conversion.convert import convert
-from ivl3_jax.data import ChatTemplate, Message, Processor
+from ivl3_jax.data import ChatTemplate, Message, Processor, collate
 from ivl3_jax.data.records import Sample
 from ivl3_jax.data.tokenizer_training import SPECIALS
 from ivl3_jax.hf_config import read_config
@@ -167,7 +167,7 @@ def test_opens_in_auto_classes(torch, published, converted, tmp_path):
     assert np.abs(tiles - encoded.tiles).max() <= 2
     encoded = dataclasses.replace(encoded, tiles=tiles.astype(np.uint8))
     model = ivl3_jax.load(converted, "float32")
-    batch = processor.collate([[encoded]], len(encoded), len(tiles), 1)
+    batch = collate(processor, [[encoded]], len(encoded), len(tiles), 1)
     assert relative(model(batch), theirs["logits"]) < STACK["float32"]
     (answer,) = Generator(model).generate([encoded], 12, processor.tokenizer.eos_ids)
     assert processor.tokenizer.decode(answer) == found["answer"] != ""
