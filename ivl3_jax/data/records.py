@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -12,8 +12,22 @@ IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 ROLES = ("system", "user", "assistant")
 
-# An array is an image already cut into tiles: uint8 [t, size, size, 3].
-ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+@dataclass(frozen=True)
+class Stored:
+    """An image whose file is at hand.
+
+    Attributes:
+        name: what messages call it.
+        data: the bytes of the file, such as a JPEG.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+# A str may be a gs:// path, read through etils. An array is an image already cut into tiles: uint8 [t, size, size, 3].
+ImageSource: TypeAlias = str | os.PathLike | Stored | Image.Image | np.ndarray
 
 CHAT_LABEL = "Frame{}: "
 """What stands in front of each frame in the prompts of the model cards and of the `-hf` processor."""
@@ -98,3 +112,22 @@ class Sample:
     source: int = 0
     where: str = ""
     videos: tuple[VideoSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with a better and a worse answer, still as the user has it; attributes not listed are as in `Sample`.
+
+    Attributes:
+        messages: the prompt, which ends in a user turn.
+        chosen: the better answer.
+        rejected: the worse one.
+    """
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    images: tuple[ImageSource, ...] = ()
+    videos: tuple[VideoSource, ...] = ()
+    source: int = 0
+    where: str = ""
