@@ -5,17 +5,19 @@ consequences a user may not expect: an EXIF orientation is not applied, transpar
 16-bit greys are clipped at 255 rather than scaled. The model was trained on exactly that.
 """
 
+import io
 import os
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ivl3_jax.config import IMAGE_MEAN
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.records import ImageSource
+from ivl3_jax.data.files import is_remote, read_bytes
+from ivl3_jax.data.records import ImageSource, Stored
 
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """Reads an image completely and converts it to RGB.
 
     Args:
-        source: a path, or a PIL image (which is left as it is).
+        source: a path, which may be remote, the bytes of a file, or a PIL image (which is left as it is).
 
     Returns:
         A PIL image of mode RGB, not to be drawn on: where `source` is one, it may be the same.
@@ -57,29 +59,44 @@ def _look(source: ImageSource, at: Callable[[Image.Image], T]) -> T:
     try:
         if isinstance(source, Image.Image):
             return at(source)
-        with Image.open(source) as image:
+        with Image.open(_at_hand(source)) as image:
             return at(image)
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         raise Fault("bomb" if bomb else "image", f"{name_of(source)}: {_trouble(source, error)}") from error
 
 
+def _at_hand(source: ImageSource) -> Any:
+    """What Pillow opens: a local path as it is, anything else as a stream of its bytes."""
+    if isinstance(source, Stored):
+        return io.BytesIO(source.data)
+    return io.BytesIO(read_bytes(source)) if isinstance(source, str) and is_remote(source) else source
+
+
 def name_of(source: ImageSource) -> str:
     """What messages call an image."""
+    if isinstance(source, Stored):
+        return source.name
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"PIL image of mode {source.mode}"
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image of type {type(source).__name__}"
 
 
 def _trouble(source: ImageSource, error: Exception) -> str:
-    if not isinstance(source, str | os.PathLike | Image.Image):
+    if not isinstance(source, str | os.PathLike | Stored | Image.Image):
         return "an image must be given as a path or as a PIL image"
     if isinstance(error, FileNotFoundError):
         return "no such image file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"refused as a possible decompression bomb ({error})"
-    if not isinstance(source, Image.Image) and os.path.isfile(source) and not os.path.getsize(source):
+    if isinstance(source, Stored):
+        empty = not source.data
+    else:
+        empty = not isinstance(source, Image.Image) and os.path.isfile(source) and not os.path.getsize(source)
+    if empty:
         return "cannot be read as an image: the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot be read as an image (UnidentifiedImageError: its format is not known)"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -14,8 +14,22 @@ IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 ROLES = ("system", "user", "assistant")
 
-# An array is an image already cut into tiles: uint8 [t, size, size, 3].
-ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+@dataclass(frozen=True)
+class Stored:
+    """An image whose file is at hand.
+
+    Attributes:
+        name: what messages call it.
+        data: the bytes of the file, such as a JPEG.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+# A str may be a gs:// path, read through etils. An array is an image already cut into tiles: uint8 [t, size, size, 3].
+ImageSource: TypeAlias = str | os.PathLike | Stored | Image.Image | np.ndarray
 
 CHAT_LABEL = "Frame{}: "
 """What stands in front of each frame in the prompts of the model cards and of the `-hf` processor."""
