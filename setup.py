@@ -23,6 +23,7 @@ setup(
     install_requires=[
         "etils[epath]>=1.9",
         "flax>=0.12.8",
+        "grain>=0.2.18",
         "jax>=0.10.2",
         "jsonargparse[signatures]>=4.49",
         "ml-dtypes>=0.5",

@@ -13,7 +13,7 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.data.collate import collate
 from ivl3_jax.data.faults import Skip
 from ivl3_jax.data.prefetch import prefetch
-from ivl3_jax.data.stream import Recipe, Stream, StreamState
+from ivl3_jax.data.stream import Feed, Stream, StreamState
 
 States = Mapping[int, StreamState]
 
@@ -36,7 +36,7 @@ class Loader:
 
     def __init__(
         self,
-        recipe: Recipe,
+        feed: Feed,
         *,
         host: int = 0,
         hosts: int = 1,
@@ -47,21 +47,21 @@ class Loader:
         """Starts the workers.
 
         Args:
-            recipe: the same on all hosts.
+            feed: the same on all hosts.
             host, hosts: which of how many this is; hosts must divide the mixture's streams.
             workers: processes that read; 0 reads in a thread of this one. More than a host's streams are not started.
             ahead: batches that are made before they are asked for.
-            state: of an earlier loader of the same recipe, with whatever number of hosts and workers.
+            state: of an earlier loader of the same feed, with whatever number of hosts and workers.
 
         Raises:
-            ValueError: the numbers do not fit one another, or the state is not of this recipe.
+            ValueError: the numbers do not fit one another, or the state is not of this feed.
         """
-        streams = _share(recipe, host, hosts)
-        self._states = _restored(streams, recipe, state)
+        streams = _share(feed, host, hosts)
+        self._states = _restored(streams, feed, state)
         self.skipped: Counter[str] = Counter()
-        self._identity = identity(recipe)
+        self._identity = identity(feed)
         self._skips: list[Skip] = []
-        steps = _Steps(recipe, streams, self._states)
+        steps = _Steps(feed, streams, self._states)
         self._workers = min(workers, len(streams))
         if self._workers:
             if not flags.FLAGS.is_parsed():
@@ -111,26 +111,26 @@ class Loader:
             close()
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def identity(feed: Feed) -> dict[str, Any]:
     """What a state depends on, in JSON's types: a state can only be restored where all of it is the same."""
-    mixture, budget = recipe.mixture, recipe.budget
+    mixture, budget = feed.mixture, feed.budget
     return {
-        "sources": {source.name: length for source, length in zip(recipe.sources, mixture.lengths, strict=True)},
+        "sources": {part.source.name: length for part, length in zip(feed.parts, mixture.lengths, strict=True)},
         "weights": [round(weight / sum(mixture.weights), 12) for weight in mixture.weights],
         "streams": mixture.streams,
         "seed": mixture.seed,
         "exhausted": mixture.exhausted,
         "budget": [budget.tokens, budget.tiles, budget.segments],
-        "lookahead": recipe.lookahead,
+        "lookahead": feed.lookahead,
     }
 
 
-def _share(recipe: Recipe, host: int, hosts: int) -> list[int]:
-    streams = recipe.mixture.streams
+def _share(feed: Feed, host: int, hosts: int) -> list[int]:
+    streams = feed.mixture.streams
     if streams % hosts:
         divisors = [n for n in range(1, streams + 1) if streams % n == 0]
         raise ValueError(f"there are {streams} rows in a batch and {hosts} hosts; the hosts must be one of {divisors}")
-    if hosts > 1 and recipe.mixture.exhausted == "drop":
+    if hosts > 1 and feed.mixture.exhausted == "drop":
         raise ValueError(
             "exhausted sources are dropped, so that the hosts' data would end at different steps; repeat them"
         )
@@ -140,14 +140,14 @@ def _share(recipe: Recipe, host: int, hosts: int) -> list[int]:
     return list(range(host * each, (host + 1) * each))
 
 
-def _restored(streams: Sequence[int], recipe: Recipe, state: Mapping[str, Any] | None) -> dict[int, StreamState]:
+def _restored(streams: Sequence[int], feed: Feed, state: Mapping[str, Any] | None) -> dict[int, StreamState]:
     if state is None:
         return {stream: StreamState() for stream in streams}
-    ours, theirs = identity(recipe), state["of"]
+    ours, theirs = identity(feed), state["of"]
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"the data's state is of another recipe: its {name} is {theirs.get(name)}, here it is {value}"
+                f"the data's state is of another feed: its {name} is {theirs.get(name)}, here it is {value}"
             )
     missing = [stream for stream in streams if str(stream) not in state["streams"]]
     if missing:
@@ -158,29 +158,29 @@ def _restored(streams: Sequence[int], recipe: Recipe, state: Mapping[str, Any] |
 class _Steps(grain.IterDataset):
     """Step after step of some streams. A worker gets every n-th of them, through `set_slice`."""
 
-    def __init__(self, recipe: Recipe, streams: Sequence[int], states: States) -> None:
+    def __init__(self, feed: Feed, streams: Sequence[int], states: States) -> None:
         super().__init__()
-        self._recipe, self._streams, self._states = recipe, list(streams), dict(states)
+        self._feed, self._streams, self._states = feed, list(streams), dict(states)
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
         """Keeps a part of the streams."""
         self._streams = self._streams[sl]
 
     def __iter__(self) -> "_StepIterator":
-        return _StepIterator(self._recipe, self._streams, self._states)
+        return _StepIterator(self._feed, self._streams, self._states)
 
 
 class _StepIterator(grain.DatasetIterator):
-    def __init__(self, recipe: Recipe, streams: Sequence[int], states: States) -> None:
+    def __init__(self, feed: Feed, streams: Sequence[int], states: States) -> None:
         super().__init__()
-        self._recipe, self._numbers = recipe, list(streams)
-        self._streams = [Stream(recipe, number, states[number]) for number in streams]
+        self._feed, self._numbers = feed, list(streams)
+        self._streams = [Stream(feed, number, states[number]) for number in streams]
 
     def __next__(self) -> Step:
         rows = [stream.row() for stream in self._streams]
-        budget = self._recipe.budget
+        budget = self._feed.budget
         shape = budget.tokens, budget.tiles, budget.segments
-        batch = collate(self._recipe.encoder.processor, rows, *shape, self._recipe.weighting)
+        batch = collate(self._feed.parts[0].encoder.processor, rows, *shape, self._feed.weighting)
         states = [stream.state.to_json() for stream in self._streams]
         skips = [skip for stream in self._streams for skip in stream.take_skips()]
         return Step(self._numbers, batch, states, skips)

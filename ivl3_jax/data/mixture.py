@@ -17,10 +17,10 @@ Exhausted = Literal["repeat", "drop"]
 
 
 class Draw(NamedTuple):
-    """A sample: the number of its source, its index there, and how often the source was gone through before."""
+    """The number of a source, that of a sample there, and how often the source was gone through before."""
 
     source: int
-    index: int
+    sample: int
     epoch: int
 
 

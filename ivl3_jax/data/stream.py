@@ -14,26 +14,31 @@ from ivl3_jax.data.permutation import generator
 from ivl3_jax.data.sources import Source
 
 MEASURE, DECODE = 3, 4  # what a key is for, beside those of the mixture
-PARTS = 1 << 12  # units that one sample may be split into
+PIECES = 1 << 12  # units that one sample may be split into
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Part:
+    """A source in a feed, how its samples are encoded, and how many tiles an image may have; None is the encoder's."""
+
+    source: Source
+    encoder: Encoder
+    max_tiles: int | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
     """Everything that the rows of all streams follow from.
 
     Attributes:
-        sources: what is drawn from, in the order of the mixture.
-        max_tiles: of an image of each source, None for the encoder's.
-        mixture, encoder: what is drawn, and how it becomes tokens.
-        budget: the room in a row. lookahead: rows' worth of samples among which each is chosen.
+        parts: the sources, in the order of the mixture. mixture: which sample is drawn when.
+        budget: the room in a row. lookahead: rows' worth of samples among which those of a row are chosen.
         faults: what becomes of bad samples. weighting: of tokens in the loss, see `loss_weight`.
     """
 
-    sources: Sequence[Source]
+    parts: Sequence[Part]
     mixture: Mixture
-    encoder: Encoder
     budget: Budget
-    max_tiles: Sequence[int | None] = ()
     lookahead: float = 4.0
     faults: FaultPolicy = FaultPolicy()
     weighting: str = "square"
@@ -41,7 +46,7 @@ class Recipe:
 
 @dataclass
 class StreamState:
-    """Where a stream is; with the recipe it says everything that follows.
+    """Where a stream is; with the feed it says everything that follows.
 
     Attributes:
         next: number of the next draw. ended: whether all that waited has been given out, too.
@@ -73,13 +78,13 @@ class StreamState:
 class Stream:
     """Rows of one stream, one after the other."""
 
-    def __init__(self, recipe: Recipe, number: int, state: StreamState | None = None) -> None:
+    def __init__(self, feed: Feed, number: int, state: StreamState | None = None) -> None:
         """`number`: which of the mixture's streams. `state`: where to go on."""
-        self._recipe, self._number = recipe, number
+        self._feed, self._number = feed, number
         state = state or StreamState()
         self._next, self._ended, self._drawn = state.next, state.ended, state.drawn
         self._skipped = Counter(state.skipped)
-        self._packer = Packer(recipe.budget, recipe.lookahead, state.waiting)
+        self._packer = Packer(feed.budget, feed.lookahead, state.waiting)
         self._units: dict[int, Unit] = {}
         self._skips: list[Skip] = []
 
@@ -108,7 +113,7 @@ class Stream:
         return segments
 
     def _pack(self) -> list[Item]:
-        while not self._packer.ready and not self._recipe.mixture.ended(self._number, self._next):
+        while not self._packer.ready and not self._feed.mixture.ended(self._number, self._next):
             self._draw()
         row = self._packer.row()
         self._ended = not row
@@ -124,33 +129,38 @@ class Stream:
             self._skip(fault)
             return
         self._drawn += bool(units)
-        for part, unit in enumerate(units):
-            key = number * PARTS + part
+        for piece, unit in enumerate(units):
+            key = number * PIECES + piece
             self._units[key] = unit
             self._packer.add(Item(key, unit.tokens, unit.tiles, unit.segments))
 
     def _measure(self, number: int) -> list[Unit]:
-        recipe = self._recipe
-        draw = recipe.mixture.draw(self._number, number)
+        mixture = self._feed.mixture
+        draw = mixture.draw(self._number, number)
         if draw is None:
             return []
-        most = recipe.max_tiles[draw.source] if recipe.max_tiles else None
-        rng = generator(recipe.mixture.seed, MEASURE, self._number, number)
-        return recipe.encoder.measure(recipe.sources[draw.source][draw.index], rng, most)
+        part = self._feed.parts[draw.source]
+        rng = generator(mixture.seed, MEASURE, self._number, number)
+        return part.encoder.measure(part.source[draw.sample], rng, part.max_tiles)
 
     def _decode(self, item: Item) -> list[Encoded]:
+        number, piece = divmod(item.key, PIECES)
         unit = self._units.pop(item.key, None)
         if unit is None:  # it was measured before a restart
-            number, part = divmod(item.key, PARTS)
-            found = self._measure(number)[part:]
+            found = self._measure(number)[piece:]
             if not found or item != Item(item.key, found[0].tokens, found[0].tiles, found[0].segments):
                 raise ValueError(f"{found[0].where if found else 'a sample'} has changed since the state was saved")
             unit = found[0]
-        return self._recipe.encoder.decode(unit, generator(self._recipe.mixture.seed, DECODE, self._number, item.key))
+        mixture = self._feed.mixture
+        draw = mixture.draw(self._number, number)
+        assert draw is not None  # it has a unit
+        return self._feed.parts[draw.source].encoder.decode(
+            unit, generator(mixture.seed, DECODE, self._number, item.key)
+        )
 
     def _skip(self, fault: Fault) -> None:
-        if self._recipe.faults.action == "raise":
+        if self._feed.faults.action == "raise":
             raise fault
         self._skips.append(Skip(fault.reason, str(fault)))
         self._skipped[fault.reason] += 1
-        self._recipe.faults.check(self._drawn, self._skipped.total(), str(fault))
+        self._feed.faults.check(self._drawn, self._skipped.total(), str(fault))

@@ -54,7 +54,7 @@ def test_a_pass_has_every_sample_once(streams):
 def test_streams_share_a_pass():
     mixture = Mixture((1000,), (1,), 4, seed=1)
     draws = [mixture.draw(stream, number) for stream in range(4) for number in range(250)]
-    assert {draw.index for draw in draws} == set(range(1000))
+    assert {draw.sample for draw in draws} == set(range(1000))
     assert {draw.epoch for draw in draws} == {0}
     assert {mixture.draw(0, number).epoch for number in range(250, 500)} == {1}
 
