@@ -263,13 +263,21 @@ def test_the_card(source, tmp_path):
     assert "- Weights from: `in`, in the authors' original layout\n" in card
     assert " in bfloat16\n" in card
     assert "There is no report yet" in card
-    add_report(tmp_path / "hf", Report("hf compared", {"with": "itself"}, []))
+    for title in ("hf as it was", "hf compared"):
+        add_report(tmp_path / "hf", Report(title, {"with": "itself"}, []), "with another")
+    add_report(tmp_path / "hf", Report("its processor", {}, []), "processor")
+    said = (tmp_path / "hf/README.md").read_text()
+    assert "## hf compared\n\n- with: itself\n" in said
+    assert "## its processor" in said
+    assert "There is no report yet" not in said
+    assert "hf as it was" not in said
     convert(tmp_path / "hf", tmp_path / "original", layout="original")
     second = (tmp_path / "original/README.md").read_text()
     assert second.count("## Provenance") == second.count("## Parity") == 1
-    assert "## hf compared\n\n- with: itself\n" in (tmp_path / "hf/README.md").read_text()
     assert "Weights from: `hf`, in transformers'" in second
     assert "hf compared" not in second  # it was said of other files
+    assert "its processor" not in second
+    assert "There is no report yet" in second
     ivl3_jax.save(ivl3_jax.load(source), tmp_path / "saved")
     assert "- Weights from: a model in memory\n" in (tmp_path / "saved/README.md").read_text()
 
