@@ -49,6 +49,7 @@ setup(
             "import-linter>=2.5",
             "mypy>=1.18",
             "pytest>=8.3",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "safetensors>=0.6",

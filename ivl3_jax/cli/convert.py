@@ -41,12 +41,13 @@ def run(argv: list[str]) -> int:
     )
     if not chosen.max_shard_gb > 0:
         raise UsageError(f"--max_shard_gb is {chosen.max_shard_gb}; it must be more than 0")
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 
     from ivl3_jax.conversion.convert import convert
 
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress("{task.description}", *columns) as progress:
+    with Progress("{task.description}", *columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(phase: str, done: int, total: int) -> None:

@@ -43,4 +43,4 @@ def test_message_and_exit_code(good, tmp_path, capsys, monkeypatch, name):
     expected = re.escape("ivl3: error: " + row["message"].replace("\\|", "|")).replace("…", ".*")
     assert re.fullmatch(expected, error), error
     assert "Traceback" not in said.err + said.out
-    assert not (tmp_path / "out/config.json").exists()
+    assert not (tmp_path / "out").exists() or [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]

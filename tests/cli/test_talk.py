@@ -2,10 +2,10 @@
 
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -182,25 +182,36 @@ def test_on_a_terminal(files):
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "ivl3_jax.cli.main", "chat", str(checkpoint()), "a.png", "--max-new-tokens", "4"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environ)
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env=environ,
+        # Programs run in the background may have been told to ignore Ctrl-C, and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = b""
 
     def until(text):
         nonlocal seen
-        deadline = time.monotonic() + 60
         while text not in seen:
-            assert time.monotonic() < deadline, seen
+            assert select.select([ours], [], [], 60)[0], seen
             seen += os.read(ours, 4096)
         seen = seen.partition(text)[2]
 
-    until(b"[a.png] > ")
-    process.send_signal(signal.SIGINT)
-    until(b"(Ctrl-D leaves)")
-    until(b"[a.png] > ")
-    os.write(ours, b"Who?\n")
-    until(b"Who?")
-    until(b"\n> ")
-    os.write(ours, b"\x04")
-    assert process.wait(60) == 0
-    os.close(ours)
+    try:
+        until(b"[a.png] > ")
+        process.send_signal(signal.SIGINT)
+        until(b"(Ctrl-D leaves)")
+        until(b"[a.png] > ")
+        os.write(ours, b"Who?\n")
+        until(b"Who?")
+        until(b"\n> ")
+        os.write(ours, b"\x04")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        os.close(ours)

@@ -118,7 +118,7 @@ def test_a_run_on_a_mesh_from_a_fresh_model(data, tmp_path):
         ({"data__tiles": 1}, [], 1, "tiles, but a row has room for 1"),
         ({"data__rows": 3, "sharding": {"plan": "fsdp_tensor", "mesh": {"fsdp": 2}}}, [], 1, "batch = 3, which does"),
         ({"sharding": {"plan": "fsdp_tensr"}}, [], 1, "no sharding plan 'fsdp_tensr'; shipped: fsdp_tensor, single"),
-        ({"model": {"checkpoint": "nowhere"}}, [], 1, "nowhere/config.json does not exist"),
+        ({"model": {"checkpoint": "nowhere"}}, [], 1, "there is no directory nowhere"),
     ],
 )  # fmt: skip
 def test_faults_are_told_in_one_line(changes, arguments, code, message, data, tmp_path, capsys):
