@@ -9,13 +9,12 @@ from ivl3_jax.data.records import Pair, Sample
 
 
 class Source(Protocol):
-    """Samples by number. Cheap to pickle, since worker processes are spawned; several threads may read at a time.
+    """Samples by number. Cheap to pickle, since worker processes are spawned; several threads may read at a time."""
 
-    Attributes:
-        name: unique among the sources of a run.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique among the sources of a run."""
+        ...
 
     def __len__(self) -> int: ...
 

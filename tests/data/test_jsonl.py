@@ -52,10 +52,10 @@ def test_videos(tmp_path):
         {**PAIR, "video": "a.mp4"},
     )
     first, second, third, pair = JsonlSource(SourceSpec("x", "/root", str(file)))
-    assert first.videos == (Video("/root/a.mp4", label=TRAINING_LABEL),)
-    assert second.videos == (Video("/root/frames", clip=(2.0, 3.5), label=TRAINING_LABEL),)
-    assert (second.images, third.videos) == (("/root/a.png",), ())
-    assert pair.videos == (Video("/root/a.mp4", label=CHAT_LABEL),)
+    assert first.videos == (Video("/pictures/a.mp4", label=TRAINING_LABEL),)
+    assert second.videos == (Video("/pictures/frames", clip=(2.0, 3.5), label=TRAINING_LABEL),)
+    assert (second.images, third.videos) == (("/pictures/a.png",), ())
+    assert pair.videos == (Video("/pictures/a.mp4", label=CHAT_LABEL),)
 
 
 def test_preference_pairs(tmp_path):
