@@ -82,13 +82,14 @@ class LineIndex:
         try:
             with place.open("rb") as stream:
                 magic, *stated, lines, blanks, crc = HEADER.unpack(stream.read(HEADER.size))
-            fits = magic == MAGIC and tuple(stated) == stamp
-            if not fits or place.stat().st_size != HEADER.size + 8 * (lines + 1 + blanks):
-                return None
-            offsets = np.memmap(place, "<u8", "r", HEADER.size)
+                size = HEADER.size + 8 * (lines + 1 + blanks)
+                fits = magic == MAGIC and tuple(stated) == stamp and os.fstat(stream.fileno()).st_size == size
+                if not fits or _crc(stream) != crc:
+                    return None
+                offsets = np.memmap(stream, "<u8", "r", HEADER.size)
         except (OSError, struct.error):
             return None
-        return cls(offsets[: lines + 1], offsets[lines + 1 :]) if zlib.crc32(offsets) == crc else None
+        return cls(offsets[: lines + 1], offsets[lines + 1 :])
 
 
 def scan(stream: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -106,7 +107,7 @@ def scan(stream: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         breaks = np.flatnonzero(block == ord("\n"))
         begins = np.concatenate([[0], breaks[:-1] + 1])[: len(breaks)]
         is_blank = _BLANK[block[begins]]
-        for line in np.flatnonzero(is_blank):
+        for line in np.flatnonzero(is_blank & (begins < breaks)):
             is_blank[line] = not buffer[begins[line] : breaks[line]].strip()
         rest = breaks[-1] + 1 if len(breaks) else 0
         if len(breaks):
@@ -136,9 +137,19 @@ def _build(file: str | os.PathLike, place: Path, stamp: tuple[int, int]) -> None
         while piece := aside.read(BLOCK):
             out.write(piece)
         out.flush()
-        crc = zlib.crc32(np.memmap(out.name, "<u8", "r", HEADER.size))
+        with open(out.name, "rb") as written:
+            written.seek(HEADER.size)
+            crc = _crc(written)
         out.seek(0)
         out.write(HEADER.pack(MAGIC, *stamp, *counts, crc))
+
+
+def _crc(stream: BinaryIO) -> int:
+    """Of what follows; read rather than mapped, so that it does not stay in memory."""
+    crc = 0
+    while piece := stream.read(BLOCK):
+        crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def _stamp(file: str | os.PathLike) -> tuple[int, int]:

@@ -95,16 +95,18 @@ def open_source(spec: SourceSpec, number: int = 0) -> RecordSource:
 
 def _opened(spec: SourceSpec, number: int) -> RecordSource:
     at, suffix = f"{spec.name}.annotation is {spec.annotation!r}", posixpath.splitext(spec.annotation)[1].lower()
-    if suffix not in (".jsonl", ".parquet"):
-        if not is_remote(spec.annotation) and not os.path.isdir(spec.annotation):
-            trouble = "of no known kind" if os.path.exists(spec.annotation) else "not there"
-            raise ValueError(f"{at}, which is {trouble}; valid: a .jsonl or .parquet file, or a directory of shards")
-        return ShardSource(spec, number)
-    if is_remote(spec.annotation):
+    remote, file = is_remote(spec.annotation), suffix in (".jsonl", ".parquet")
+    if remote and file:
         raise ValueError(
             f"{at}; a {suffix} file is read from disk: copy or mount it, or make shards of it with `ivl3 data shard`, "
             "which are read from gs:// as well"
         )
+    if not remote and not os.path.exists(spec.annotation):
+        raise ValueError(f"{at}, which does not exist, neither beside the meta file nor from the current directory on")
+    if not remote and not file and not os.path.isdir(spec.annotation):
+        raise ValueError(f"{at}, of no known kind; valid: a .jsonl or .parquet file, or a directory of shards")
+    if not file:
+        return ShardSource(spec, number)
     return JsonlSource(spec, number) if suffix == ".jsonl" else ParquetSource(spec, number)
 
 

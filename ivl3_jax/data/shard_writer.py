@@ -60,6 +60,7 @@ def write_shards(
         told.seek(0, os.SEEK_END)
 
         def good() -> Iterator[tuple[int, bytes]]:
+            report(start, len(source))
             for done, entry in enumerate(_packed(source, start), start + 1):
                 if not isinstance(entry, Fault):
                     yield done, entry

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from ivl3_jax.data.conversations import as_list, parse_line
 from ivl3_jax.data.faults import Fault
@@ -69,7 +69,7 @@ class Manifest:
         return sum(shard.samples for shard in self.shards)
 
     @classmethod
-    def read(cls, directory: str) -> "Manifest":
+    def read(cls, directory: str) -> Self:
         """Reads it from a directory, local or remote.
 
         Raises:

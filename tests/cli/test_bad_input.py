@@ -7,7 +7,8 @@ import pytest
 
 from ivl3_jax.cli.main import main
 from ivl3_jax.conversion.convert import convert
-from tests.cli.bad_input import CASES, prepare
+from tests.cli.bad_data import CASES
+from tests.cli.bad_input import prepare
 from tests.models.small import checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs/bad-input.md"

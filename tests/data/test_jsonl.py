@@ -51,11 +51,11 @@ def test_videos(tmp_path):
         {"video": "", "clip": None, "conversations": TALK},
         {**PAIR, "video": "a.mp4"},
     )
-    first, second, third, pair = JsonlSource(SourceSpec("x", "/root", str(file)))
-    assert first.videos == (Video("/pictures/a.mp4", label=TRAINING_LABEL),)
-    assert second.videos == (Video("/pictures/frames", clip=(2.0, 3.5), label=TRAINING_LABEL),)
-    assert (second.images, third.videos) == (("/pictures/a.png",), ())
-    assert pair.videos == (Video("/pictures/a.mp4", label=CHAT_LABEL),)
+    first, second, third, pair = JsonlSource(SourceSpec("x", "/r", str(file)))
+    assert first.videos == (Video("/r/a.mp4", label=TRAINING_LABEL),)
+    assert second.videos == (Video("/r/frames", clip=(2.0, 3.5), label=TRAINING_LABEL),)
+    assert (second.images, third.videos) == (("/r/a.png",), ())
+    assert pair.videos == (Video("/r/a.mp4", label=CHAT_LABEL),)
 
 
 def test_preference_pairs(tmp_path):

@@ -93,8 +93,9 @@ def test_mistakes(tmp_path, content, told):
 @pytest.mark.parametrize(
     ("annotation", "told"),
     [
-        ("list.json", "which is of no known kind; valid: a .jsonl or .parquet file"),
-        ("none", "which is not there; valid"),
+        ("list.json", "of no known kind; valid: a .jsonl or .parquet file"),
+        ("none", "which does not exist, neither beside the meta file nor from the current directory on"),
+        ("none.jsonl", "which does not exist, neither beside"),
         ("gs://b/a.jsonl", r"a .jsonl file is read from disk: copy or mount it, or make shards"),
         ("gs://b/a.parquet", r"a .parquet file is read from disk"),
     ],
