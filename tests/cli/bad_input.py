@@ -117,6 +117,49 @@ def _(work):
     return convert(work)
 
 
+@case("more layers than any model has")
+def _(work):
+    edit(work / "model/config.json", text_config__num_hidden_layers=10**9)
+    return convert(work)
+
+
+@case("heads rotated in part")
+def _(work):
+    edit(work / "model/config.json", text_config__partial_rotary_factor=0.5)
+    return convert(work)
+
+
+@case("layers with sliding windows")
+def _(work):
+    edit(work / "model/config.json", text_config__layer_types=["full_attention", "sliding_attention"])
+    return convert(work)
+
+
+@case("dynamic rope without its factor")
+def _(work):
+    edit(work / "original/config.json", llm_config__rope_scaling={"type": "dynamic"})
+    return convert(work, "original")
+
+
+@case("another chat template, original layout")
+def _(work):
+    edit(work / "original/config.json", template="internlm2-chat")
+    return convert(work, "original")
+
+
+@case("images padded to squares")
+def _(work):
+    edit(work / "original/config.json", pad2square=True)
+    return convert(work, "original")
+
+
+@case("a peft adapter instead of a checkpoint")
+def _(work):
+    (work / "adapter").mkdir()
+    (work / "adapter/adapter_model.safetensors").touch()
+    return convert(work, "adapter")
+
+
 @case("an unfinished checkpoint")
 def _(work):
     (work / "model/unfinished.json").write_text("{}")
@@ -151,6 +194,21 @@ def _(work):
     return ask(work, QUESTION)
 
 
+@case("tensors that share bytes")
+def _(work):
+    fields = {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("a", 0), ("b", 4))}
+    header = json.dumps(fields).encode()
+    (work / "model/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    return convert(work)
+
+
+@case("bytes behind the last tensor")
+def _(work):
+    with (work / "model/model.safetensors").open("ab") as file:
+        file.write(bytes(4))
+    return convert(work)
+
+
 @case("a corrupt header")
 def _(work):
     file = work / "model/model.safetensors"
@@ -168,6 +226,12 @@ def _(work):
 def _(work):
     tensors(work / "model", lambda t: t.pop("model.language_model.norm.weight"))
     return convert(work)
+
+
+@case("the output projection alone is missing")
+def _(work):
+    tensors(work / "original", lambda t: t.pop("language_model.lm_head.weight"))
+    return convert(work, "original")
 
 
 @case("a surplus tensor")
@@ -188,15 +252,45 @@ def _(work):
     return convert(work)
 
 
-@case("half a LoRA adapter")
-def _(work):
-    def adapt(t):
+def adapt(work, **parts):
+    """An adapter of one weight of `original`: what follows `lora_` in a name, with __ for dots, and the shapes."""
+
+    def change(t):
         name = "language_model.base_model.model.model.layers.0.self_attn.q_proj"
         t[f"{name}.base_layer.weight"] = t.pop("language_model.model.layers.0.self_attn.q_proj.weight")
-        t[f"{name}.lora_A.default.weight"] = np.zeros((2, 64), np.float32)
+        for part, shape in parts.items():
+            t[f"{name}.lora_{part.replace('__', '.')}.weight"] = np.zeros(shape, np.float32)
 
-    tensors(work / "original", adapt)
+    tensors(work / "original", change)
     return convert(work, "original")
+
+
+@case("half a LoRA adapter")
+def _(work):
+    return adapt(work, A__default=(2, 64))
+
+
+@case("adapters of two names")
+def _(work):
+    return adapt(work, A__new=(2, 64), B__new=(128, 2), A__old=(2, 64), B__old=(128, 2))
+
+
+@case("a DoRA adapter")
+def _(work):
+    return adapt(work, A__default=(2, 64), B__default=(128, 2), magnitude_vector__default=(64,))
+
+
+@case("an adapter_config.json that cannot be followed")
+def _(work):
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "fan_in_fan_out": True}
+    (work / "original/adapter_config.json").write_text(json.dumps(fields))
+    return adapt(work, A__default=(2, 64), B__default=(128, 2))
+
+
+@case("an adapter_config.json of other weights")
+def _(work):
+    (work / "original/adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16}))
+    return adapt(work, A__default=(2, 64), B__default=(128, 2))
 
 
 @case("weights that differ from SHA256SUMS")
@@ -227,6 +321,15 @@ def _(work):
 @case("an index that is wrong")
 def _(work):
     edit(work / "sharded/model.safetensors.index.json", weight_map__ghost="model-00001-of-00004.safetensors")
+    return convert(work, "sharded")
+
+
+@case("an index that lacks a tensor")
+def _(work):
+    file = work / "sharded/model.safetensors.index.json"
+    content = json.loads(file.read_text())
+    del content["weight_map"]["lm_head.weight"]
+    file.write_text(json.dumps(content))
     return convert(work, "sharded")
 
 
