@@ -103,7 +103,7 @@ def test_nothing_stays_of_what_cannot_be_resumed(source, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             ivl3_jax.save(model, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
-    monkeypatch.setattr(writer, "to_hf", lambda config: 1 / 0)
+    monkeypatch.setattr(writer, "to_hf", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ivl3_jax.save(model, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
