@@ -21,6 +21,7 @@ from ivl3_jax.conversion.shards import Chunks, Tensor, split, write_shard
 from ivl3_jax.conversion.unfinished import unfinished
 from ivl3_jax.hf_config import to_hf
 from ivl3_jax.original_config import to_original
+from ivl3_jax.written_fields import with_dtype
 
 Report = Callable[[str, int, int], None]
 
@@ -107,11 +108,11 @@ def write_layers(
     """
     directory = Path(directory)
     tensors = plan(layers, config, layout, dtype)
-    fields = to_hf(config) if layout == "hf" else to_original(config, copy_from)
+    fields = to_hf(config, copy_from) if layout == "hf" else to_original(config, copy_from)
     total, shards = sum(tensor.nbytes for tensor in tensors), split(tensors, max_shard_bytes)
     with unfinished(directory, identity, shards, partial(report, "checking")) as filling:
         table = next(t for t in tensors if any(p.path == "decoder/embed/table" for p in t.parameters))
-        write_json(filling.path / "config.json", fields | {"torch_dtype": table.dtype.name})
+        write_json(filling.path / "config.json", with_dtype(fields, table.dtype.name))
         if copy_from is not None:
             write_companions(copy_from, filling.path, layout, config)
         write_card(filling.path, filling.path.name, layers.origin, config, layout, tensors, copy_from)

@@ -65,7 +65,7 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
     add = parser.add_class_arguments if is_class else parser.add_function_arguments
     add(target, as_positional=not is_class)
 
-    argv = _spell_out(target, argv)
+    argv = _spell_out(target, [_with_underscores(token) for token in argv])
     files = [text for name, text in _options(argv) if name == "config"]
     for file in files:
         _check_file(target, file)
@@ -100,6 +100,12 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
     for name, value in (overrides or {}).items():
         argv.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     return parse(kind, argv, prog=kind.__name__)
+
+
+def _with_underscores(token: str) -> str:
+    """An option's name as settings are spelled: `--max-shard-gb` is `--max_shard_gb`."""
+    name, equals, text = token.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{text}" if name.startswith("--") else token
 
 
 def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NoReturn
 
 from ivl3_jax.cli import UsageError
@@ -110,9 +111,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add(
         "--visual-delta",
-        type=float,
+        type=lambda text: float(Fraction(text)),
         metavar="DELTA",
-        help="the step between positions of visual tokens, 1/256 to 1 as a decimal (V2PE); dynamic NTK is then off",
+        help="the step between positions of visual tokens, such as 1/4 or 0.25, from 1/256 to 1 (V2PE); dynamic NTK is "
+        "then off",
     )
     add("--no-dynamic-ntk", action="store_true", help="plain rotary frequencies beyond the trained length")
     add(

@@ -9,6 +9,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import MutableMapping
 from glob import glob
 from importlib.util import find_spec
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     set_platform_defaults()
+    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"ivl3: warning: {message}\n"
     try:
         code = _dispatch(argv)
         sys.stdout.flush()  # here, so that a closed pipe is noticed inside this try
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"ivl3: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    finally:
+        warnings.formatwarning = shown
 
 
 def _dispatch(argv: list[str]) -> int:

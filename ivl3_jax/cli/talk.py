@@ -10,6 +10,7 @@ from typing import Any
 
 from ivl3_jax.cli.mistakes import explain
 from ivl3_jax.data.records import Message, Sample, Video
+from ivl3_jax.data.video import is_video
 from ivl3_jax.inference.chat import Chat
 
 # name: (what stands behind it, what it does)
@@ -39,6 +40,7 @@ class Talk:
         self.conversation = chat.conversation()
         self.images, self.videos = list(images), list(videos)
         self.frames, self.settings = frames, settings
+        self.left = False
         self.terminal = sys.stdin.isatty()
         if self.terminal:
             with contextlib.suppress(ImportError):
@@ -60,11 +62,11 @@ class Talk:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D leaves)")
                 continue
-            if line.split() == ["/quit"]:
-                return 0
             if line.startswith("/"):
                 self._guarded(self._command, line)
-            elif line.strip():
+                if self.left:
+                    return 0
+            elif line.strip() or self.images or self.videos:
                 self._guarded(self._ask, line.strip())
 
     def _prompt(self) -> str:
@@ -103,11 +105,13 @@ class Talk:
         self._drop("")
 
     def _command(self, line: str) -> None:
-        name, _, rest = line[1:].partition(" ")
+        name, rest = (*line[1:].split(maxsplit=1), "", "")[:2] if not line[1:2].isspace() else ("", line)
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
             guess = f"did you mean /{nearest[0]}?" if nearest else "/help lists them"
             raise ValueError(f"there is no command /{name}; {guess}")
+        if rest and not COMMANDS[name][0]:
+            raise ValueError(f"/{name} takes nothing behind it, and there is {rest.strip()!r}")
         getattr(self, f"_{name}")(rest.strip())
 
     def _image(self, rest: str) -> None:
@@ -119,6 +123,8 @@ class Talk:
         file, *clip = _files("video", rest)
         if len(clip) not in (0, 2):
             raise ValueError(f"{' '.join(clip)!r} is not a start and an end; the usage is {_usage('video')}")
+        if not is_video(file) and os.path.exists(file):
+            raise ValueError(f"{file}: is no video; attach it with {_usage('image')}")
         video = Video(file, self.frames, (_seconds(clip[0]), _seconds(clip[1])) if clip else None)
         self._check((), [video])
         self.videos.append(video)
@@ -141,6 +147,9 @@ class Talk:
         if rest:
             self.conversation.set_system(rest)
         print(f"system message: {self.conversation.system or 'none'}", flush=True)
+
+    def _quit(self, rest: str) -> None:
+        self.left = True
 
     def _help(self, rest: str) -> None:
         lines = [f"{_usage(name):<25} {does}" for name, (_, does) in COMMANDS.items()]

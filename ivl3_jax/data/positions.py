@@ -71,7 +71,8 @@ def _runs(visual: np.ndarray, delta: float | Sequence[float]) -> list[tuple[int,
 
 def check_delta(delta: float) -> None:
     """Raises a ValueError unless `delta` is a step that V2PE knows."""
-    if not isinstance(delta, int | float) or isinstance(delta, bool) or not SMALLEST <= delta <= 1:
+    number = isinstance(delta, int | float | np.integer | np.floating) and not isinstance(delta, bool)
+    if not number or not SMALLEST <= delta <= 1:
         raise ValueError(
             f"the visual delta is {delta!r}; it must be a number from 1/256 to 1, which is plain positions"
         )

@@ -7,6 +7,7 @@ the last chosen frame.
 
 import bisect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 T = TypeVar("T")
+
+CUT = 0.9  # a file with fewer of the frames that it should have is told of
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def read_file(
         if found is None:
             found, decoded = _from_the_beginning(path, wanted, keep)
             if len(found) < len(wanted):  # a damaged end, of which the file itself does not know
+                warnings.warn(f"{path}: is damaged behind frame {decoded} of {contents.count}", stacklevel=2)
                 indices = _chosen(choose, decoded, contents.fps)
                 found, _ = _from_the_beginning(path, sorted(set(indices)), keep)
         return [found[index] for index in indices]
@@ -92,11 +96,14 @@ def _contents(path: str | os.PathLike) -> Contents:
             raise ValueError("has no video in it")
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+        stated_length = (container.duration or 0) / av.time_base
         shown = [
             (packet.pts, packet.is_keyframe)
             for packet in container.demux(stream)
             if packet.size and not packet.is_discard
         ]
+    if fps and len(shown) + 2 < CUT * stated_length * fps:
+        warnings.warn(f"{path}: ends early, with {len(shown)} frames of {stated_length * fps:.0f}", stacklevel=2)
     stated = {time for time, _ in shown if time is not None}
     if len(stated) < len(shown):
         return Contents(len(shown), fps, (), ())
@@ -128,7 +135,7 @@ def _by_seeking(
                         break
                 if reached != target:
                     return None
-                found[target] = keep(_upright(frame))
+                found[target] = keep(_sound(frame, path, target))
         except av.FFmpegError:
             return None
     return found
@@ -142,8 +149,15 @@ def _from_the_beginning(
     for index, frame in enumerate(islice(_frames(path), wanted[-1] + 1)):
         decoded = index + 1
         if index in wanted:
-            found[index] = keep(_upright(frame))
+            found[index] = keep(_sound(frame, path, index))
     return found, decoded
+
+
+def _sound(frame: Any, path: str | os.PathLike, index: int) -> Image.Image:
+    """The picture of a frame; a damaged one is used and told of."""
+    if frame.is_corrupt:
+        warnings.warn(f"{path}: frame {index} is damaged", stacklevel=2)
+    return _upright(frame)
 
 
 def _frames(path: str | os.PathLike) -> Iterator[Any]:

@@ -56,7 +56,9 @@ class Chat:
             published = processor.template.system
         if visual_delta is not None:
             check_delta(visual_delta)
-            processor = dataclasses.replace(processor, positions=functools.partial(v2pe_positions, delta=visual_delta))
+            processor = dataclasses.replace(
+                processor, positions=functools.partial(v2pe_positions, delta=float(visual_delta))
+            )
             model = model.with_plain_rope()
         self.processor, self.published_system = processor, published
         self.generator = Generator(model)
@@ -68,8 +70,8 @@ class Chat:
     def ask(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
@@ -80,8 +82,8 @@ class Chat:
     def stream(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ivl3_jax.data.processor import RESERVED
 from ivl3_jax.data.records import ImageSource, Message, Sample, VideoSource
 from ivl3_jax.data.template import ChatTemplate, system_message
 from ivl3_jax.inference.sampling import GREEDY, Sampling
@@ -28,6 +29,24 @@ class Turn:
     question: str
     answer: str
     images: tuple[np.ndarray, ...] = ()
+
+
+def harmless(answer: str) -> str:
+    """An answer as it stands in later prompts: what would be read as a special token has a space in it."""
+    for token in RESERVED:
+        answer = answer.replace(token, f"{token[0]} {token[1:]}")
+    return answer
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int; numpy's are whole numbers too.
+
+    Raises:
+        ValueError: it is none, or below `least`.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    return int(value)
 
 
 class Conversation:
@@ -79,8 +98,8 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
@@ -91,8 +110,8 @@ class Conversation:
     def stream(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
@@ -114,10 +133,9 @@ class Conversation:
         """
         if not isinstance(question, str):
             raise ValueError(f"the question is of type {type(question).__name__}; it must be a str")
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1")
-        images = (images,) if isinstance(images, ImageSource) else tuple(images)
-        videos = (videos,) if isinstance(videos, VideoSource) else tuple(videos)
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
+        images = (images,) if isinstance(images, ImageSource) else tuple(images or ())
+        videos = (videos,) if isinstance(videos, VideoSource) else tuple(videos or ())
         if not question.strip() and not images and not videos:
             raise ValueError("the question is empty and there is no image; ask something")
         asked = Sample((Message("user", question),), images, videos=videos)
@@ -137,7 +155,7 @@ class Conversation:
     def _with_history(self, asked: Sample) -> Sample:
         messages, images = [], []
         for turn in self.history:
-            messages += [Message("user", turn.question), Message("assistant", turn.answer)]
+            messages += [Message("user", turn.question), Message("assistant", harmless(turn.answer))]
             images += turn.images
         return dataclasses.replace(asked, messages=(*messages, *asked.messages), images=(*images, *asked.images))
 

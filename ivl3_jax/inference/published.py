@@ -13,9 +13,10 @@ from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import IMAGE_PLACEHOLDER, ImageSource, Message, Video
 from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
-from ivl3_jax.data.tokenizer import TURN_END
+from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
 from ivl3_jax.data.video import sample_frames, spread
 from ivl3_jax.inference.chat import Chat
+from ivl3_jax.inference.conversation import whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 
 History = list[tuple[str, str]]
@@ -72,6 +73,10 @@ def chat(
     Raises:
         ValueError: the tiles do not add up, there are fewer `<image>`s than images, or the prompt is too long.
     """
+    _check_arguments(tiles, [question], max_new_tokens, num_patches_list)
+    for turn in history or []:
+        if not isinstance(turn, tuple | list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise ValueError(f"history has {turn!r}; it must be a list of (question, answer), as chat returns it")
     if history is None and tiles is not None and IMAGE_PLACEHOLDER not in question:
         question = f"{IMAGE_PLACEHOLDER}\n{question}"
     if num_patches_list is None:
@@ -103,6 +108,7 @@ def batch_chat(
     Raises:
         ValueError: as `chat`, or questions and images differ in number.
     """
+    _check_arguments(tiles, questions, max_new_tokens, num_patches_list)
     if tiles is None:
         counts: list[list[int]] = [[] for _ in questions]
     elif num_patches_list is None or len(num_patches_list) != len(questions):
@@ -118,6 +124,23 @@ def batch_chat(
         prompts.append(_prompt(model, own, [(question, None)], count, system))
         start += sum(count)
     return _answers(model, prompts, max_new_tokens, sampling)
+
+
+def _check_arguments(
+    tiles: np.ndarray | None, questions: Sequence[str], max_new_tokens: int, counts: Sequence[int] | None
+) -> None:
+    whole_number("max_new_tokens", max_new_tokens, 1)
+    if tiles is not None and not isinstance(tiles, np.ndarray):
+        raise ValueError(f"the tiles are of type {type(tiles).__name__}; they must be an array, as load_image gives")
+    for count in counts or []:
+        whole_number("an entry of num_patches_list", count, 1)
+    for question in questions:
+        if not isinstance(question, str):
+            raise ValueError(f"the question is of type {type(question).__name__}; it must be a str")
+        if IMAGE_CONTEXT in question:
+            raise ValueError(
+                f"the question has {IMAGE_CONTEXT} in it; write {IMAGE_PLACEHOLDER} where an image belongs"
+            )
 
 
 def _check_sum(tiles: np.ndarray | None, counts: Sequence[int]) -> None:
@@ -145,5 +168,5 @@ def _prompt(
 
 def _answers(model: Chat, prompts: Sequence[Encoded], max_new_tokens: int, sampling: Sampling) -> list[str]:
     tokenizer = model.processor.tokenizer
-    found = model.generator.generate(prompts, max_new_tokens, tokenizer.eos_ids, sampling)
+    found = model.generator.generate(prompts, int(max_new_tokens), [tokenizer.id(TURN_END)], sampling)
     return [tokenizer.decode(ids).split(TURN_END)[0].strip() for ids in found]

@@ -236,3 +236,11 @@ def test_a_flag_may_stand_alone():
     for argv in (["d", "--gradients"], ["--gradients", "d"][::-1], ["d", "--gradients", "--seed", "3"]):
         assert parse(settings, argv, prog="x").gradients is True
     assert parse(settings, ["d", "--gradients", "false"], prog="x").gradients is False
+
+
+def test_dashes_and_underscores_are_one():
+    def settings(directory: str, *, max_shard_gb: float = 5.0) -> None: ...
+
+    for argv in (["a-b", "--max-shard-gb", "2"], ["a-b", "--max_shard_gb=2"], ["--max-shard-gb=2", "a-b"]):
+        found = parse(settings, argv, prog="x")
+        assert (found.directory, found.max_shard_gb) == ("a-b", 2)

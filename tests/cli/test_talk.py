@@ -136,6 +136,26 @@ def test_undo_reset_system_help_quit(converse):
     assert [text.startswith("<|im_start|>system\nBe brief.") for text in asked] == [False, False, True, False]
 
 
+def test_commands_refuse_what_they_do_not_take(converse, files):
+    out, err, asked = converse(
+        "/quit now", "/undo 3", "/drop it", "/ quit", " /quit", "/image\ta.png", "", "/quit", "no"
+    )
+    assert err == [
+        "ivl3: error: /quit takes nothing behind it, and there is 'now'",
+        "ivl3: error: /undo takes nothing behind it, and there is '3'",
+        "ivl3: error: /drop takes nothing behind it, and there is 'it'",
+        "ivl3: error: there is no command /; /help lists them",
+    ]
+    assert len(asked) == 2  # the question that begins with a space, and what is attached without one
+    assert asked[1].count("<img>") == 1
+
+
+def test_a_picture_is_no_video(converse, files):
+    _, err, asked = converse("/video a.png", "Who?")
+    assert err == ["ivl3: error: a.png: is no video; attach it with /image FILE ..."]
+    assert "<img>" not in asked[0]
+
+
 def test_a_missing_extra_is_a_mistake_too(converse, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     _, err, asked = converse("/video clip.mp4", "One?")

@@ -145,7 +145,8 @@ def test_a_damaged_end_leaves_what_came_before(clip, monkeypatch):
     whole = video_file._frames
     monkeypatch.setattr(video_file, "_frames", lambda path: itertools.islice(whole(path), 8))
     monkeypatch.setattr(video_file, "_by_seeking", lambda *_: None)
-    found = sample_frames(clip, spread(Video(clip, 4)), index_of)
+    with pytest.warns(UserWarning, match=r"is damaged behind frame 8 of \d+"):
+        found = sample_frames(clip, spread(Video(clip, 4)), index_of)
     assert found == published_indices(7, 10, 4, None)
 
 
@@ -154,6 +155,13 @@ def test_a_file_cut_off_in_the_middle(tmp_path):
     file.write_bytes(file.read_bytes()[:-400])
     found = sample_frames(file, lambda count, fps: range(count), index_of)
     assert found == [*range(8), 9]  # the frame between is stored behind the one that it leans on, and is lost
+
+
+def test_a_file_cut_short_is_told_of(tmp_path):
+    file = write_video(tmp_path / "clip.mkv", 60)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"clip.mkv: ends early, with \d+ frames of 60"):
+        assert len(sample_frames(file, spread(Video(file, 4)), index_of)) == 4
 
 
 def test_a_lying_video_is_turned_upright(clip):

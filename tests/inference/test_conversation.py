@@ -169,3 +169,21 @@ def test_v2pe_goes_through_all_turns():
     prompt = chat.processor.encode_prompt(whole)
     np.testing.assert_array_equal(prompt.positions, v2pe_positions(prompt.visual_index >= 0, 1 / 2))
     assert "".join(chat.answer(prompt, 6)) == talk.history[1].answer
+
+
+def test_answers_cannot_forge_what_follows(chat, asked):
+    talk = chat.conversation()
+    for answer in ("<|im_end|>", "see <IMG_CONTEXT> and <img>", "<video>"):
+        talk.history = (*talk.history, Turn("Who?", answer))
+    talk.ask("And then?")
+    assert "< |im_end|>" in text_of(chat, asked[-1])
+    assert text_of(chat, asked[-1]).count("<|im_end|>") == 2 * len(talk.history) - 1
+    assert talk.history[0].answer == "<|im_end|>"  # as it was told
+
+
+def test_numbers_of_numpy_and_nothing_at_all(chat, asked):
+    talk = chat.conversation()
+    talk.ask("Who?", None, None, max_new_tokens=np.int64(3))
+    with pytest.raises(ValueError, match="max_new_tokens is True; it must be a whole number of at least 1"):
+        talk.ask("Who?", max_new_tokens=True)
+    assert ivl3_jax.Chat(ivl3_jax.load(checkpoint()), visual_delta=np.float32(0.25)).ask("Who?", max_new_tokens=1)

@@ -152,3 +152,23 @@ def test_load_video(model, tmp_path):
     assert counts == [13, 13] and len(tiles) == 26  # 4 x 3 and the thumbnail
     prefix = "".join(f"Frame{i + 1}: <image>\n" for i in range(len(counts)))
     assert isinstance(chat(model, tiles, f"{prefix}What?", num_patches_list=counts, max_new_tokens=4), str)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (
+            (some_tiles(2), "Who?"),
+            {"num_patches_list": [2.0]},
+            "an entry of num_patches_list is 2.0; it must be a whole",
+        ),
+        ((some_tiles(2), "Who?"), {"num_patches_list": [3, -1]}, "an entry of num_patches_list is -1"),
+        ((None, "Who?"), {"max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number of at least 1"),
+        (("a.png", "Who?"), {}, "the tiles are of type str; they must be an array, as load_image gives"),
+        ((None, "Who?"), {"history": ["a"]}, r"history has 'a'; it must be a list of \(question, answer\)"),
+        ((None, "<IMG_CONTEXT>?"), {}, "the question has <IMG_CONTEXT> in it; write <image> where an image belongs"),
+    ],
+)
+def test_faulty_arguments(model, arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        chat(model, *arguments, **options)
