@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
 import ivl3_jax
 from ivl3_jax.batch import empty_batch
@@ -13,6 +12,8 @@ from tests.conversion.checkpoints import abstract, random_tensors, small_config,
 from tests.models.small import relative
 from tests.parity.reference import tiny
 from tests.tolerances import STACK
+
+save_file = pytest.importorskip("safetensors.torch", reason="PyTorch is not installed", exc_type=ImportError).save_file
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
