@@ -7,7 +7,6 @@ from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.frames import TrainingFrames
 from ivl3_jax.data.images import choose_grid, open_image, tile_image
 from ivl3_jax.data.jpeg import Jpeg
-from ivl3_jax.data.jsonl import read_jsonl
 from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.meta import open_source, read_meta
 from ivl3_jax.data.prefetch import prefetch
@@ -43,7 +42,6 @@ __all__ = [
     "open_image",
     "open_source",
     "prefetch",
-    "read_jsonl",
     "read_meta",
     "tile_image",
 ]

@@ -2,12 +2,10 @@
 
 import os
 import weakref
-from pathlib import Path
 from typing import Any
 
-from ivl3_jax.data.conversations import parse_line, to_sample
+from ivl3_jax.data.conversations import parse_line
 from ivl3_jax.data.line_index import LineIndex
-from ivl3_jax.data.records import Sample
 from ivl3_jax.data.sources import RecordSource, SourceSpec
 
 
@@ -30,32 +28,3 @@ class JsonlSource(RecordSource):
         start, end = self._index.span(index)
         where = f"{self.spec.annotation}:{self._index.line_number(index)}"
         return parse_line(os.pread(self._descriptor, end - start, start), where), where
-
-
-def read_jsonl(file: str | Path, root: str | Path | None = None, source: int = 0) -> list[Sample]:
-    """Reads a whole annotation file of conversations into memory; images stay paths.
-
-    Args:
-        file: the JSONL file. Blank lines are passed over.
-        root: directory of the image paths, by default that of the file.
-        source: number of the data source, given to every sample.
-
-    Returns:
-        One `Sample` a line, with `where` = "file:line".
-
-    Raises:
-        Fault: a line is not what it should be; the message says file:line, what was found and what would be valid.
-        ValueError: a line is a preference pair.
-        OSError: the file cannot be opened.
-    """
-    file = Path(file)
-    start, samples = str(file.parent if root is None else root), []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                where = f"{file}:{number}"
-                sample = to_sample(parse_line(line, where), start, source, where)
-                if not isinstance(sample, Sample):
-                    raise ValueError(f"{where}: is a preference pair; here lines must be conversations")
-                samples.append(sample)
-    return samples

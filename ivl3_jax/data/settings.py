@@ -14,7 +14,7 @@ from ivl3_jax.data.mixture import Exhausted, Mixture, weights_by
 from ivl3_jax.data.packing import Budget
 from ivl3_jax.data.positions import random_deltas
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.sources import Source, SourceSpec
+from ivl3_jax.data.sources import Conversations, Source, SourceSpec
 from ivl3_jax.data.stream import Feed, Part
 
 LOOKED_AT = 16  # samples by which a source is known as text alone or not
@@ -91,13 +91,13 @@ class DataRecipe:
 
 
 def open_feed(recipe: DataRecipe, processor: Processor, seed: int) -> Feed:
-    """Opens the sources of a recipe; `seed` is that of everything drawn at random.
+    """The feed of a recipe for supervised training; `seed` is that of everything drawn at random.
 
     Raises:
         ValueError, OSError: a file is missing or faulty, or two settings do not fit; the message names it.
     """
     specs = source_specs(recipe)
-    sources = [open_source(spec, number) for number, spec in enumerate(specs)]
+    sources = [Conversations(open_source(spec, number)) for number, spec in enumerate(specs)]
     return make_feed(recipe, processor, seed, sources, specs)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ivl3_jax.data.conversations import to_sample
+from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.records import Pair, Sample
 
 
@@ -50,6 +51,26 @@ class SourceSpec:
     repeat: float = 1
     length: int | None = None
     max_tiles: int | None = None
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A source of which preference pairs are faults, for training that would take a rejected answer for a good one."""
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        if isinstance(sample, Pair):
+            raise Fault("line", f"{sample.where}: is a preference pair; supervised training takes conversations")
+        return sample
 
 
 class RecordSource(ABC):

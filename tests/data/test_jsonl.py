@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivl3_jax.data import Message, Video, read_jsonl
+from ivl3_jax.data import Message, Video
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.jsonl import JsonlSource
 from ivl3_jax.data.records import CHAT_LABEL, TRAINING_LABEL, Pair
@@ -15,6 +15,10 @@ from tests.data.pictures import picture
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "7"}]
 PAIR = {"question": "What?", "chosen": "7", "rejected": "8"}
+
+
+def read_jsonl(file, root=None, source=0):
+    return list(JsonlSource(SourceSpec("lines", str(root or file.parent), str(file)), source))
 
 
 def write(tmp_path, *records):
@@ -70,8 +74,6 @@ def test_preference_pairs(tmp_path):
     assert one == Pair((Message("user", "What?"),), "7", "8", ("r/a.png",), source=5, where=f"{file}:1")
     assert (two.images, none.images) == (("r/a.png", "r/b.png"), ())
     assert [message.role for message in talk.messages] == ["user", "assistant"]
-    with pytest.raises(ValueError, match=":1: is a preference pair; here lines must be conversations"):
-        read_jsonl(file)
 
 
 @pytest.mark.parametrize(("root", "joined"), [("gs://b/dir", "gs://b/dir/a/b.png"), ("gs://b/dir/", "gs://b/dir/a/b.png"),
