@@ -66,8 +66,8 @@ class FaultPolicy:
             raise ValueError(f"the fraction of samples that may be skipped is {self.most}; it must lie in 0..1")
 
     def check(self, drawn: int, skipped: int, last: str) -> None:
-        """Raises a ValueError if too many of the samples drawn so far were skipped."""
-        if skipped > self.most * max(drawn, self.grace):
+        """Raises a ValueError if too many of the samples drawn so far were skipped, or all of them."""
+        if skipped > self.most * max(drawn, self.grace) or self.grace < skipped == drawn:
             raise ValueError(
                 f"{skipped} of {drawn} samples were skipped, more than the fraction of {self.most} that is allowed; "
                 f"the last: {last}"

@@ -169,6 +169,9 @@ def test_too_many_bad_samples_end_the_run(processor):
     loader = Loader(feed(processor, Toys("a", 50, bad=3), faults=faults, streams=1))
     with pytest.raises(ValueError, match=r"\d of \d+ samples were skipped, more than the fraction of 0.05 .* is bad"):
         list(islice(loader, 30))
+    faults = FaultPolicy("skip", most=1.0, grace=20)  # never ready, and must not go on for ever
+    with pytest.raises(ValueError, match="21 of 21 samples were skipped"):
+        next(Loader(feed(processor, Toys("a", 50, bad=1), faults=faults, streams=1)))
     with pytest.raises(ValueError, match="the policy for faults is 'ignore'; it must be raise or skip"):
         FaultPolicy("ignore")
     with pytest.raises(ValueError, match=r"is 2; it must lie in 0..1"):
