@@ -23,7 +23,7 @@ def settings(
 
     Args:
         source: checkpoint directory in either layout.
-        destination: directory to write; it must not exist, or be empty.
+        destination: directory to write; it must not exist, or be empty, or hold an interrupted conversion.
         layout: of the destination, `original` for the authors' remote code.
         dtype: of all tensors; by default each keeps its own, and the conversion is exact.
         max_shard_gb: a larger checkpoint is split into several files.
