@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +22,8 @@ from ivl3_jax.training.loop import Progress, train
 def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda progress: None) -> Path:
     """Trains as the recipe says; returns the directory of the checkpoint, in the `-hf` layout.
 
-    `<output>/metrics.jsonl` receives one line a reported step.
+    `<output>/metrics.jsonl` receives one line a reported step. A sample that is skipped is told in a warning, with its
+    file and line, and counted there by reason.
 
     Raises:
         ValueError, OSError: a file is missing or faulty, or settings do not fit one another; before any training.
@@ -37,15 +39,18 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
         raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
     feed = open_feed(recipe.data, processor, recipe.train.seed)
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+    batches = Loader(feed, workers=recipe.data.workers, ahead=recipe.data.ahead)
+    with closing(batches), open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
 
         def tell(progress: Progress) -> None:
-            metrics.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+            for skip in batches.take_skips():
+                warnings.warn(f"skipped: {skip.message}", stacklevel=2)
+            skipped = {"skipped": dict(batches.skipped)} if batches.skipped else {}
+            metrics.write(json.dumps(dataclasses.asdict(progress) | skipped) + "\n")
             metrics.flush()
             report(progress)
 
-        with closing(Loader(feed, workers=recipe.data.workers, ahead=recipe.data.ahead)) as batches:
-            trained = train(model, batches, recipe.train, report=tell)
+        trained = train(model, batches, recipe.train, report=tell)
     save(trained, checkpoint)
     return checkpoint
 
