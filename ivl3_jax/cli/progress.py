@@ -14,10 +14,11 @@ from ivl3_jax.training.loop import Progress
 class TrainProgress:
     """A bar in a terminal; elsewhere a plain line about every twentieth of the run."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, *, shown: bool = True) -> None:
+        """`shown`: False prints nothing, for all but one of several processes."""
+        self.shown = shown
         self.every = max(1, steps // 20)
-        self.last: int | None = None
-        self.began, self.positions = 0.0, 0
+        self.first = 0
         self.bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -25,7 +26,7 @@ class TrainProgress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
         )
         self.task = self.bar.add_task("train", total=steps, figures="compiling")
 
@@ -37,13 +38,13 @@ class TrainProgress:
         self.bar.stop()
 
     def __call__(self, now: Progress) -> None:
-        if self.last is None:
-            self.began = now.seconds  # the first step's time is mostly compilation
-        else:
-            self.positions += now.positions * (now.step - self.last)
-        self.last = now.step
-        rate = self.positions / max(now.seconds - self.began, 1e-9)
-        figures = f"loss {now.loss:.3f}  lr {now.learning_rate:.1e}  {rate:,.0f} tokens/s"
+        self.first = self.first or now.step
+        figures = f"loss {now.loss:.3f}  lr {now.learning_rate:.1e}"
+        if now.step > self.first:  # whose time is mostly compilation
+            figures += f"  {now.positions_per_second:,.0f} tokens/s"
+            figures += "" if now.mfu is None else f"  MFU {now.mfu:.0%}"
+        if now.waited > 0.05:
+            figures += f"  {now.waited:.0%} waiting for data"
         self.bar.update(self.task, completed=now.step, figures=figures)
-        if self.bar.disable and (now.step % self.every == 0 or now.step == now.steps):
+        if self.shown and self.bar.disable and (now.step % self.every == 0 or now.step == now.steps):
             print(f"step {now.step}/{now.steps}  {figures}  {now.seconds:.0f} s", file=sys.stderr, flush=True)

@@ -1,31 +1,91 @@
 """`ivl3 train`: runs a recipe."""
 
+import json
 import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ivl3_jax.cli.arguments import parse
 
-HELP = """Trains a model from a recipe and writes a checkpoint that `ivl3 chat` opens.
+if TYPE_CHECKING:
+    from ivl3_jax.models.model import Model
+    from ivl3_jax.training.config import Recipe
+
+HELP = """Trains a model from a recipe, goes on where it was interrupted, and writes a checkpoint that `ivl3 chat` opens.
 ivl3 train --config recipe.yaml --output runs/first --train.learning_rate 1e-5
 """
 
+ANSWER_TOKENS = 64
+
 
 def run(argv: list[str]) -> int:
-    """Trains, printing one progress line, and says where the checkpoint is; returns 0."""
+    """Trains, printing one progress line, and says where the checkpoint is; returns 0, also when told to end."""
     from ivl3_jax.training.config import Recipe
 
     recipe = parse(
         Recipe,
         argv,
         prog="ivl3 train",
-        description="Supervised fine-tuning on InternVL JSONL conversations.",
+        description="Pre-training, supervised fine-tuning or preference optimisation on InternVL's data. The same "
+        "command goes on with a run that was interrupted.",
         example="ivl3 train --config recipe.yaml --output runs/first",
     )
     if "float64" in (recipe.model.param_dtype, recipe.model.dtype):
         os.environ["JAX_ENABLE_X64"] = "1"
+    from ivl3_jax.training.distributed import join_processes
+
+    join_processes(recipe.distributed)
+    import jax
+
     from ivl3_jax.cli.progress import TrainProgress
     from ivl3_jax.training.recipe import run_recipe
 
-    with TrainProgress(recipe.train.steps) as progress:
-        checkpoint = run_recipe(recipe, report=progress)
-    print(f'checkpoint in {checkpoint}; try: ivl3 chat {checkpoint} IMAGE "QUESTION"')
+    first = jax.process_index() == 0
+    with TrainProgress(recipe.train.steps, shown=first) as progress:
+        checkpoint = run_recipe(
+            recipe,
+            tell=lambda line: print(line, file=sys.stderr, flush=True) if first else None,
+            report=progress,
+            looks=[Answers(recipe)] if recipe.watch.questions else [],
+        )
+    if checkpoint is not None and first:
+        print(f'checkpoint in {checkpoint}; try: ivl3 chat {checkpoint} IMAGE "QUESTION"')
     return 0
+
+
+class Answers:
+    """Asks the model the first question of each conversation of a file, now and then."""
+
+    def __init__(self, recipe: "Recipe") -> None:
+        """Reads the questions.
+
+        Raises:
+            ValueError, OSError: the file is missing, or a line of it is faulty.
+        """
+        from ivl3_jax.data.meta import open_source
+        from ivl3_jax.data.records import Sample
+        from ivl3_jax.data.sources import SourceSpec
+
+        file = str(recipe.watch.questions)
+        source = open_source(SourceSpec("questions", str(Path(file).parent), file))
+        self._samples = []
+        for number in range(len(source)):
+            sample = source[number]
+            if not isinstance(sample, Sample):
+                raise ValueError(f"{sample.where}: is a preference pair; watch.questions takes conversations")
+            self._samples.append(sample)
+        self._file = Path(recipe.output) / "answers.jsonl"
+
+    def __call__(self, model: "Model", step: int) -> Mapping[str, Any]:
+        """Writes the answers after a step to the run's answers.jsonl."""
+        from ivl3_jax.inference.chat import Chat
+
+        chat = Chat(model)
+        with self._file.open("a", encoding="utf-8") as stream:
+            for sample in self._samples:
+                question = next(message.text for message in sample.messages if message.role == "user")
+                answer = chat.ask(question, list(sample.images), max_new_tokens=ANSWER_TOKENS)
+                stream.write(json.dumps({"step": step, "question": question, "answer": answer}) + "\n")
+        return {}

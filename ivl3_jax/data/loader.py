@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 class Loader:
-    """Iterates over batches of numpy arrays, [rows of this host, ...].
+    """Iterates over batches of numpy arrays, [len(streams), ...].
 
     Row r of the global batch is stream r of the mixture, so neither the number of hosts nor that of workers changes any
     row. `state` after a batch, or the union of all hosts' states, begins a loader that goes on with the next one.
@@ -38,8 +38,7 @@ class Loader:
         self,
         feed: Feed,
         *,
-        host: int = 0,
-        hosts: int = 1,
+        streams: Sequence[int] | None = None,
         workers: int = 0,
         ahead: int = 2,
         state: Mapping[str, Any] | None = None,
@@ -48,15 +47,15 @@ class Loader:
 
         Args:
             feed: the same on all hosts.
-            host, hosts: which of how many this is; hosts must divide the mixture's streams.
-            workers: processes that read; 0 reads in a thread of this one. More than a host's streams are not started.
+            streams: those whose rows this host makes, ascending, see `share`; None for all.
+            workers: processes that read; 0 reads in a thread of this one. More than there are streams are not started.
             ahead: batches that are made before they are asked for.
-            state: of an earlier loader of the same feed, with whatever number of hosts and workers.
+            state: of an earlier loader of the same feed, with whatever streams and number of workers.
 
         Raises:
-            ValueError: the numbers do not fit one another, or the state is not of this feed.
+            ValueError: there are no such streams, or the state is not of this feed.
         """
-        streams = _share(feed, host, hosts)
+        streams = _checked(feed, streams)
         self._states = _restored(streams, feed, state)
         self.skipped: Counter[str] = Counter()
         self._identity = identity(feed)
@@ -125,19 +124,31 @@ def identity(feed: Feed) -> dict[str, Any]:
     }
 
 
-def _share(feed: Feed, host: int, hosts: int) -> list[int]:
-    streams = feed.mixture.streams
+def share(streams: int, host: int, hosts: int) -> range:
+    """The streams of host number `host` of `hosts`, where each has as many, one after the other.
+
+    Raises:
+        ValueError: the hosts do not divide the streams, or there is no such host.
+    """
     if streams % hosts:
         divisors = [n for n in range(1, streams + 1) if streams % n == 0]
         raise ValueError(f"there are {streams} rows in a batch and {hosts} hosts; the hosts must be one of {divisors}")
-    if hosts > 1 and feed.mixture.exhausted == "drop":
-        raise ValueError(
-            "exhausted sources are dropped, so that the hosts' data would end at different steps; repeat them"
-        )
     if not 0 <= host < hosts:
         raise ValueError(f"the host is number {host} of {hosts}; it must lie in 0..{hosts - 1}")
     each = streams // hosts
-    return list(range(host * each, (host + 1) * each))
+    return range(host * each, (host + 1) * each)
+
+
+def _checked(feed: Feed, streams: Sequence[int] | None) -> list[int]:
+    count = feed.mixture.streams
+    chosen = list(range(count) if streams is None else streams)
+    if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
+        raise ValueError(f"the streams are {chosen}; they must be ascending and lie in 0..{count - 1}")
+    if len(chosen) < count and feed.mixture.exhausted == "drop":
+        raise ValueError(
+            "exhausted sources are dropped, so that the hosts' data would end at different steps; repeat them"
+        )
+    return chosen
 
 
 def _restored(streams: Sequence[int], feed: Feed, state: Mapping[str, Any] | None) -> dict[int, StreamState]:

@@ -90,14 +90,18 @@ class DataRecipe:
         return Budget(self.tokens, self.tiles, self.segments)
 
 
-def open_feed(recipe: DataRecipe, processor: Processor, seed: int) -> Feed:
-    """The feed of a recipe for supervised training; `seed` is that of everything drawn at random.
+def open_feed(recipe: DataRecipe, processor: Processor, seed: int, *, pairs: bool = False) -> Feed:
+    """The feed of a recipe; `seed` is that of everything drawn at random.
+
+    Preference pairs are faults in supervised training; with `pairs` they are given beside conversations.
 
     Raises:
         ValueError, OSError: a file is missing or faulty, or two settings do not fit; the message names it.
     """
     specs = source_specs(recipe)
-    sources = [Conversations(open_source(spec, number)) for number, spec in enumerate(specs)]
+    sources: list[Source] = [open_source(spec, number) for number, spec in enumerate(specs)]
+    if not pairs:
+        sources = [Conversations(source) for source in sources]
     return make_feed(recipe, processor, seed, sources, specs)
 
 

@@ -118,7 +118,7 @@ def run_demo(
         size = f"{model.parameter_count / 1e6:.2f} million parameters, {model.config.decoder.vocab} tokens"
         tell(f"A fresh InternVL3: {size}, tiles of {model.config.vision.image_size} pixels.")
         stream = lessons(processor, config.steps, config.seed, config.rows, config.tokens)
-        model = train(model, prefetch(stream), config.train, report=step_done)
+        model, _ = train(model, prefetch(stream), config.train, report=step_done)
         ivl3_jax.save(model, output / "checkpoint")
     tell("Asking the saved checkpoint about held-out handwriting ...")
     chat = Chat(ivl3_jax.load(output / "checkpoint"))

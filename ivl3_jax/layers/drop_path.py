@@ -10,11 +10,13 @@ def drop_path_rates(layers: int, last: float) -> np.ndarray:
     return np.linspace(0, last, layers, dtype=np.float32)
 
 
-def drop_path(branch: jax.Array, rate: jax.Array, key: jax.Array, layout: PartitionSpec) -> jax.Array:
+def drop_path(branch: jax.Array, rate: jax.Array, draws: jax.Array, layout: PartitionSpec) -> jax.Array:
     """Zeroes whole samples of `branch` [T, ...] with probability `rate`, scales the others by 1 / (1 - rate).
 
-    The draw is over the global axis, so it does not depend on the mesh. `layout` is that of the branch.
+    Args:
+        branch: what is dropped. rate: a scalar.
+        draws: float32 [T], uniform in [0, 1); a sample is dropped where its draw is below the rate.
+        layout: that of the branch.
     """
-    keep = jax.random.bernoulli(key, 1 - rate, (branch.shape[0],) + (1,) * (branch.ndim - 1))
-    factor = (keep / (1 - rate)).astype(branch.dtype)
+    factor = ((draws >= rate) / (1 - rate)).astype(branch.dtype).reshape(-1, *(1,) * (branch.ndim - 1))
     return branch * reshard(factor, PartitionSpec(layout[0], *(None,) * (branch.ndim - 1)))

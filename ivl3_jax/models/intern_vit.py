@@ -54,19 +54,19 @@ class Block(nnx.Module):
         self.mlp = GeluMLP(config.width, config.mlp, std=config.initializer_range, **shared)
         self.ls2 = parameter(rngs, constant(config.layer_scale), (config.width,), ("embed",), dtype)
 
-    def __call__(self, x: jax.Array, rate: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """x [T, P+1, D]; `keys` [2] switch drop-path on at `rate`."""
+    def __call__(self, x: jax.Array, rate: jax.Array, draws: jax.Array | None) -> jax.Array:
+        """x [T, P+1, D]; `draws` [2, T] switch drop-path on at `rate`, see `drop_path`."""
         y, _ = self.attention(tap("norm1", self.norm1(x)))
-        x = x + self.branch(tap("attention", y), self.ls1, rate, None if keys is None else keys[0])
+        x = x + self.branch(tap("attention", y), self.ls1, rate, None if draws is None else draws[0])
         y = self.mlp(tap("norm2", self.norm2(x)), AXES)
-        x = x + self.branch(tap("mlp", y), self.ls2, rate, None if keys is None else keys[1])
+        x = x + self.branch(tap("mlp", y), self.ls2, rate, None if draws is None else draws[1])
         return tap("out", x)
 
-    def branch(self, y: jax.Array, scale: nnx.Param, rate: jax.Array, key: jax.Array | None) -> jax.Array:
-        """A residual branch, scaled and, with a key, dropped for whole tiles."""
+    def branch(self, y: jax.Array, scale: nnx.Param, rate: jax.Array, draws: jax.Array | None) -> jax.Array:
+        """A residual branch, scaled and, with draws, dropped for whole tiles."""
         # Contracted in the backward pass, where a product that is summed is a scalar loop on the CPU.
         y = jnp.einsum("tpd,d->tpd", y, reshard(scale[...].astype(y.dtype), self.rules.activation("embed")))
-        return y if key is None else drop_path(y, rate, key, self.rules.activation(*AXES, "embed"))
+        return y if draws is None else drop_path(y, rate, draws, self.rules.activation(*AXES, "embed"))
 
 
 # The reference leaves the epsilon of its qk-norm at its class default, whatever the config says of the other norms.
@@ -94,13 +94,13 @@ class InternViT(nnx.Module):
         self.positions = parameter(rngs, normal(std), (config.positions, width), ("positions", "embed"), dtype)
         self.layers = stack.stack(lambda rngs: Block(config, rules=rules, rngs=rngs, dtype=dtype), config.layers, rngs)
 
-    def __call__(self, tiles: jax.Array, dtype: jnp.dtype, *, select_layer: int = -1, key: jax.Array | None = None):
+    def __call__(self, tiles: jax.Array, dtype: jnp.dtype, *, select_layer: int = -1, keys: jax.Array | None = None):
         """Features of every position.
 
         Args:
             tiles: uint8 [T, size, size, 3]. dtype: of the computation.
             select_layer: which hidden state to return: -1 the last block's output, 0 the embeddings.
-            key: switches drop-path on.
+            keys: [T], one for each tile; switch drop-path on.
 
         Returns:
             [T, P + 1, D], CLS first.
@@ -113,8 +113,11 @@ class InternViT(nnx.Module):
             if count < config.layers:
                 layers = jax.tree.map(lambda p: p[:count], layers)
                 rates = rates[:count]
-            active = key is not None and config.drop_path > 0
-            each = (jnp.asarray(rates), jax.random.split(key, (config.layers, 2))[:count] if active else None)
+            draws = None
+            if keys is not None and config.drop_path > 0:
+                of_tile = jax.vmap(lambda key: jax.random.uniform(key, (config.layers, 2)))(keys)
+                draws = of_tile.transpose(1, 2, 0)[:count]
+            each = (jnp.asarray(rates), draws)
             with scope("layers"):
                 return stack.run(layers, x, lambda layer, x, each: layer(x, *each), remat=self.remat, each=each)
 

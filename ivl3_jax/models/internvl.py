@@ -1,5 +1,7 @@
 """InternVL: tiles through the ViT and projector, merged into the decoder's embeddings; the token-level loss."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -46,19 +48,19 @@ class InternVL(nnx.Module):
             **shared,
         )
 
-    def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-        """Logits [B, S, V] of a batch; `key` switches drop-path on."""
-        return tap("logits", self.decoder.logits(self.hidden(batch, key=key)))
+    def __call__(self, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
+        """Logits [B, S, V] of a batch; `keys` [B], one for each row, switch drop-path on."""
+        return tap("logits", self.decoder.logits(self.hidden(batch, keys=keys)))
 
-    def hidden(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    def hidden(self, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
         """Final hidden states [B, S, D] of a batch."""
         x = self.merge(
-            self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, key=key), batch.visual_index
+            self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, keys=keys), batch.visual_index
         )
         segment_ids = reshard(batch.segment_ids, self.rules.activation(*INSIDE))
         return self.decoder(x, batch.positions, segment_ids)
 
-    def visual_tokens(self, tiles: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def visual_tokens(self, tiles: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         """uint8 tiles [B, T, size, size, 3] to the visual-token table [B, T * tile_tokens, D] of each row.
 
         The tiles of all rows are spread over the vision layout, and come back to the decoder's.
@@ -71,7 +73,9 @@ class InternVL(nnx.Module):
         tiles = reshard(tiles, PartitionSpec(by_row[0], None, None, None, None))
         tiles = tiles.reshape(B * T, *tiles.shape[2:], out_sharding=PartitionSpec(by_row[0], None, None, None))
         tiles = reshard(tiles, self.vision_rules.activation("tiles", None, None, None))
-        features = self.vision(tiles, self.dtype, select_layer=self.config.select_layer, key=key)
+        if keys is not None:  # a tile's draw depends on its place in its row alone, not on how rows are spread
+            keys = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(T)))(keys).reshape(-1)
+        features = self.vision(tiles, self.dtype, select_layer=self.config.select_layer, keys=keys)
         visual = reshard(self.projector(features), PartitionSpec(by_row[0], None, None))
         return visual.reshape(B, T * self.config.tile_tokens, visual.shape[-1], out_sharding=by_row)
 
@@ -89,9 +93,9 @@ class InternVL(nnx.Module):
         return jnp.where((index >= 0)[..., None], rows.astype(x.dtype), x)
 
 
-def token_losses(model: InternVL, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+def token_losses(model: InternVL, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
     """Weighted negative log-likelihood of every position's label, [B, S] in nats, without full logits."""
-    hidden = model.hidden(batch, key=key)
+    hidden = model.hidden(batch, keys=keys)
     layout = model.rules.activation(*INSIDE)
     kernel = model.decoder.output_kernel(hidden.dtype)
     return cross_entropy(
@@ -105,11 +109,11 @@ def token_losses(model: InternVL, batch: Batch, *, key: jax.Array | None = None)
     )
 
 
-def batch_loss(model: InternVL, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+def batch_loss(model: InternVL, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
     """Next-token loss sum(w · nll) / sum(w) over the global batch, in nats (InternVL2.5, arXiv 2412.05271).
 
     A batch in which nothing is trained on has loss 0.
     """
-    losses = token_losses(model, batch, key=key)
+    losses = token_losses(model, batch, keys=keys)
     total = batch.loss_weights.astype(losses.dtype).sum()
     return losses.sum() / jnp.where(total > 0, total, 1)

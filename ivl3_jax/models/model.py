@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,16 +56,7 @@ class Model:
         plan = plan or ShardingPlan()
         mesh = plan.make_mesh(devices)
         graphdef, abstract = abstract_model(config, plan, mesh, param_dtype=param_dtype, dtype=dtype)
-
-        def make(key: jax.Array) -> Params:
-            module = InternVL(config, plan, rngs=nnx.Rngs(params=key), param_dtype=jnp.dtype(param_dtype))
-            return nnx.to_pure_dict(nnx.split(module)[1])
-
-        with jax.set_mesh(mesh):
-            layouts = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
-            # Random draws have no layout of their own: let the compiler spread them.
-            params = jax.jit(auto_axes(make, out_sharding=layouts))(jax.random.key(seed))
-        return cls(config, plan, mesh, graphdef, params)
+        return cls(config, plan, mesh, graphdef, fresh_params(config, plan, mesh, abstract, seed=seed))
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Logits [B, S, V] of a batch of numpy or JAX arrays."""
@@ -90,6 +82,24 @@ class Model:
     def replace(self, params: Params) -> Self:
         """The same model with other parameters of the same shapes."""
         return dataclasses.replace(self, params=params)
+
+
+def fresh_params(
+    config: InternVLConfig, plan: ShardingPlan, mesh: Mesh, abstract: Params, *, seed: int, only: Sequence[str] = ()
+) -> Params:
+    """Freshly initialised parameters of the shapes and layouts in `abstract`; of the components `only`, if any."""
+    wanted = {name: part for name, part in abstract.items() if name in only or not only}
+    dtype = jax.tree.leaves(abstract)[0].dtype
+
+    def make(key: jax.Array) -> Params:
+        module = InternVL(config, plan, rngs=nnx.Rngs(params=key), param_dtype=dtype)
+        made = nnx.to_pure_dict(nnx.split(module)[1])
+        return {name: made[name] for name in wanted}
+
+    with jax.set_mesh(mesh):
+        layouts = jax.tree.map(lambda leaf: leaf.sharding.spec, wanted)
+        # Random draws have no layout of their own: let the compiler spread them.
+        return jax.jit(auto_axes(make, out_sharding=layouts))(jax.random.key(seed))
 
 
 def abstract_model(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ivl3_jax.data.settings import DataRecipe
+from ivl3_jax.training.objectives import PreferenceWeights
+from ivl3_jax.training.trained import Component
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,18 @@ class TrainConfig:
             `final_learning_rate` times the peak at the last step.
         weight_decay: decoupled, on matrices and tables; never on norms, biases, layer scales and CLS.
         beta1, beta2, eps: of AdamW. clip_norm: bound on the global norm of the gradient.
+        moment_dtype: of AdamW's first moment. The second stays float32: bfloat16 has too few digits for beta2 = 0.999.
+        accumulate: parts in which a batch's rows are computed, one after the other; it divides `data.rows`.
+        normalize: the loss is divided by its weights in the whole batch (`global`), or in each part, and the parts
+            count the same (`per_microstep`, as in the original); they differ only with `accumulate`.
+        average: decay of an exponential moving average of the parameters, such as 0.999, which is exported too.
+        vision, projector, decoder: what is trained of each component, and how fast.
+        preference: instead of the next-token loss, that of preference pairs (MPO).
+        on_bad_step: what becomes of a step whose loss or gradient is no finite number, or whose loss is a spike. It is
+            never applied; `stop` then ends the run, `skip` goes on, `rollback` goes on from the last checkpoint. The
+            batch is written to the run's directory.
+        spike: a loss above this multiple of its moving average is a spike; null for none.
+        most_bad_steps: more of them end the run.
         seed: of everything random in the run, drop-path and the order of samples; below 2**63.
         log_every: steps between progress reports.
     """
@@ -30,21 +44,40 @@ class TrainConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    normalize: Literal["global", "per_microstep"] = "global"
+    average: float | None = None
+    vision: Component = Component()
+    projector: Component = Component()
+    decoder: Component = Component()
+    preference: PreferenceWeights | None = None
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    spike: float | None = None
+    most_bad_steps: int = 10
     seed: int = 0
     log_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "eps", "clip_norm", "log_every"):
+        for name in ("steps", "learning_rate", "eps", "clip_norm", "log_every", "accumulate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "final_learning_rate", "weight_decay", "seed"):
+        for name in ("warmup_steps", "final_learning_rate", "weight_decay", "seed", "most_bad_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("beta1", "beta2", "average"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.seed >= 2**63:
             raise ValueError(f"TrainConfig.seed is {self.seed}; it must be below 2**63")
+        if self.spike is not None and self.spike <= 1:
+            raise ValueError(f"TrainConfig.spike is {self.spike}; it must be above 1, or null")
+        if not any(component.train for component in self.components.values()):
+            raise ValueError("TrainConfig: vision, projector and decoder are all frozen; set train: true for one")
+
+    @property
+    def components(self) -> dict[str, Component]:
+        return {"vision": self.vision, "projector": self.projector, "decoder": self.decoder}
 
 
 @dataclass(frozen=True)
@@ -55,6 +88,7 @@ class ModelRecipe:
         checkpoint: a directory in either layout to start from; its tokenizer and processor files are used too.
         size: instead of a checkpoint, a published size (`InternVL3-1B`) or a directory with a config.json.
         tokenizer: with `size`, a directory with tokenizer.json.
+        fresh: components of the checkpoint that are initialised anew, such as `[projector]`.
         param_dtype, dtype: of stored parameters and of the computation.
         drop_path: stochastic depth of the ViT's last layer; null keeps the checkpoint's.
     """
@@ -62,6 +96,7 @@ class ModelRecipe:
     checkpoint: str | None = None
     size: str | None = None
     tokenizer: str | None = None
+    fresh: list[Literal["vision", "projector", "decoder"]] = field(default_factory=list)
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     drop_path: float | None = None
@@ -82,11 +117,73 @@ class ShardingRecipe:
 
 
 @dataclass(frozen=True)
+class SaveRecipe:
+    """When a run's state is saved, in `<output>/states`; a run that is started again goes on from the newest.
+
+    Attributes:
+        every: steps between saves; null saves only when the run ends or is interrupted.
+        keep: newest states that are kept. keep_every: states of multiples of this step are kept for good.
+    """
+
+    every: int | None = 500
+    keep: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"SaveRecipe.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class WatchRecipe:
+    """What is watched beside the progress line and metrics.jsonl.
+
+    Attributes:
+        tensorboard: writes event files to `<output>/tensorboard` (extra `watch`). wandb: a project of Weights & Biases
+            that receives the metrics (extra `wandb`).
+        every: steps between looks at the model; the last step is always followed by one. Null is a tenth of the run.
+        held_out: an annotation or a meta file; the loss on its first `held_out_batches` batches is looked at.
+        questions: a JSONL file of conversations, images beside it; the model's answers to their first questions go to
+            `<output>/answers.jsonl`. It wants a model on one device.
+        profile: a first step and a number of steps that the profiler traces into `<output>/profile`.
+    """
+
+    tensorboard: bool = False
+    wandb: str | None = None
+    every: int | None = None
+    held_out: str | None = None
+    held_out_batches: int = 8
+    questions: str | None = None
+    profile: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "held_out_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"WatchRecipe.{name} is {value}; it must be at least 1")
+        if self.profile is not None and min(self.profile) < 1:
+            raise ValueError(
+                f"WatchRecipe.profile is {list(self.profile)}; it must be a first step and a number of them"
+            )
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A whole run. `output` is the directory that receives the checkpoint and metrics.jsonl."""
+    """A whole run.
+
+    Attributes:
+        output: the directory that receives the states, metrics.jsonl and the checkpoint; local, or `gs://`.
+        distributed: whether this process is one of several: `off`; `auto`, as Cloud TPU, SLURM or Open MPI tell it; or
+            `HOST:PORT,NUMBER,COUNT`, the address of process 0, this one's number and how many there are.
+    """
 
     output: str
     model: ModelRecipe
     data: DataRecipe
     sharding: ShardingRecipe = field(default_factory=ShardingRecipe)
     train: TrainConfig = field(default_factory=TrainConfig)
+    save: SaveRecipe = field(default_factory=SaveRecipe)
+    watch: WatchRecipe = field(default_factory=WatchRecipe)
+    distributed: str = "off"

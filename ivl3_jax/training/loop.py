@@ -2,81 +2,160 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.models.model import Model, place_batch
+from ivl3_jax.models.model import Model
+from ivl3_jax.training.bad_steps import BadSteps
 from ivl3_jax.training.config import TrainConfig
-from ivl3_jax.training.optimizer import learning_rate, make_optimizer
-from ivl3_jax.training.step import Metrics, init_state, make_step
+from ivl3_jax.training.flops import StepFlops, peak_flops
+from ivl3_jax.training.interruption import Interruption
+from ivl3_jax.training.objectives import MixedPreference, NextToken, Objective
+from ivl3_jax.training.optimizer import learning_rate
+from ivl3_jax.training.placing import Placement
+from ivl3_jax.training.progress import Clock, Progress
+from ivl3_jax.training.reference import Reference
+from ivl3_jax.training.step import TrainState, init_state, make_step
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is known after a step.
+class Batches(Iterator[Batch], Protocol):
+    """Host batches, all of one shape: the rows of this process."""
 
-    Attributes:
-        step: steps done, from 1. steps: of the whole run. loss: nats a trained token, weighted.
-        tokens: trained positions, positions: positions without padding, both of this step's batch.
-        learning_rate, grad_norm: of this step. seconds: since the first step began, compilation included.
-    """
 
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    positions: int
-    learning_rate: float
-    grad_norm: float
-    seconds: float
+class Keeper(Protocol):
+    """Keeps states, and knows the last one."""
+
+    def due(self, step: int) -> bool:
+        """Whether the state after this step is to be kept."""
+
+    def keep(self, state: TrainState, clock: Clock) -> None:
+        """Keeps a state, with whatever belongs to it."""
+
+    def back(self) -> TrainState:
+        """The last one kept."""
+
+
+class NoKeeper:
+    """Keeps nothing; for short runs in memory."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def keep(self, state: TrainState, clock: Clock) -> None:
+        pass
+
+    def back(self) -> TrainState:
+        raise ValueError("there is no state to go back to; save states, or use on_bad_step skip or stop")
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The loss that a run minimises."""
+    return NextToken() if config.preference is None else MixedPreference(config.preference)
 
 
 def train(
     model: Model,
-    batches: Iterator[Batch],
+    batches: Batches | Iterator[Batch],
     config: TrainConfig,
     *,
+    state: TrainState | None = None,
+    reference: Reference | None = None,
+    place: Placement | None = None,
+    keeper: Keeper | None = None,
+    bad: BadSteps | None = None,
+    sources: tuple[str, ...] = ("data",),
+    began: float | None = None,
+    productive: float = 0.0,
     report: Callable[[Progress], None] = lambda progress: None,
-) -> Model:
-    """Trains `model` on `config.steps` batches and returns the trained one; the given one's arrays are used up.
+    look: Callable[[Model, int], None] = lambda model, step: None,
+) -> tuple[Model, TrainState]:
+    """Trains `model` on batches up to step `config.steps`; the given one's arrays are used up.
 
     Args:
-        batches: host batches, all of one shape. report: called every `config.log_every` steps and after the last.
+        batches: host batches of numpy arrays [R, ...], all of one shape.
+        state: where to go on, in place of a fresh one from the model's parameters.
+        reference: gives the reference model's log-probabilities, where the objective wants them.
+        place: puts batches onto the mesh; made from the first batch where there is none.
+        keeper: keeps states. bad: says what becomes of bad steps.
+        sources: names of the data's sources. began, productive: see `Clock`.
+        report: called every `config.log_every` steps and after the last. look: likewise called after every step, with
+            a model to look at until it returns.
+
+    Returns:
+        The trained model and the last state, which is before `config.steps` if the process was told to end.
 
     Raises:
-        ValueError: the batches end too early, or the loss is no longer finite.
+        ValueError: the batches end too early, or too many steps are bad.
     """
-    schedule = learning_rate(config)
-    optimizer = make_optimizer(config)
-    step = make_step(model.graphdef, optimizer)
-    began = time.perf_counter()
+    bad, keeper = bad or BadSteps(config), keeper or NoKeeper()
+    objective = objective_of(config)
+    rate = learning_rate(config)
+    flops = StepFlops(model.config, model.params, config.components)
+    run_step = make_step(
+        model.graphdef, model.params, objective, config, model.config.tile_tokens, sources=len(sources)
+    )
+    clock = Clock(
+        config.steps,
+        lambda step: float(rate(step)),
+        flops,
+        peak_flops(),
+        sources,
+        began=time.time() if began is None else began,
+        productive=productive,
+    )
+    pending: list[tuple[int, Any, Batch]] = []
 
-    def tell(number: int, metrics: Metrics) -> None:
-        if number % config.log_every and number != config.steps:
-            return
-        loss, tokens, positions, grad_norm = (x.item() for x in jax.device_get(metrics))
-        if not loss < float("inf"):
-            raise ValueError(
-                f"the loss is {loss} at step {number} (gradient norm {grad_norm}); try a lower learning_rate"
-            )
-        seconds = time.perf_counter() - began
-        rate = float(schedule(number - 1))
-        report(Progress(number, config.steps, loss, tokens, positions, rate, grad_norm, seconds))
+    def settle(state: TrainState) -> TrainState:
+        """Looks at the metrics of the step before, while the newest runs."""
+        number, metrics, batch = pending.pop()
+        finish = clock.add(number, metrics)
+        if not metrics.applied.item():
+            state = bad.handle(number, metrics, batch, state, keeper)
+        if number % config.log_every == 0 or number == config.steps:
+            report(finish())
+        return state
 
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), Interruption() as interruption:
         key = jax.random.key(config.seed)
-        state = init_state(model.params, optimizer)
-        last: Metrics | None = None
-        for number in range(1, config.steps + 1):
+        if state is None:
+            state = init_state(model.params, config)
+        step = int(state.step)
+        while step < config.steps:
+            asked = time.perf_counter()
             batch = next(batches, None)
+            clock.waited(time.perf_counter() - asked)
             if batch is None:
-                raise ValueError(f"the data ended after {number - 1} of {config.steps} steps; lower train.steps")
-            state, metrics = step(state, place_batch(batch, model.plan, model.mesh), key)
-            if last is not None:
-                tell(number - 1, last)  # the step before, while this one runs
-            last = metrics
-        if last is not None:
-            tell(config.steps, last)
-    return model.replace(state.params)
+                raise ValueError(f"the data ended after {step} of {config.steps} steps; lower train.steps")
+            if place is None:
+                place = Placement(model.plan, model.mesh, *_shape(batch), parts=config.accumulate)
+            placed = place(batch)
+            log_probs = reference(step, placed) if reference is not None else None
+            state, metrics = run_step(state, placed, log_probs, key)
+            step += 1
+            if pending:
+                state = settle(state)
+            pending.append((step, metrics, batch))
+            look(model.replace(state.params), step)
+            last = step == config.steps or interruption.due(step)
+            if last or keeper.due(step):
+                state = settle(state)
+                keeper.keep(state, clock)
+            if last:
+                break
+    return model.replace(state.params), state
+
+
+def _shape(batch: Batch) -> tuple[int, int, int]:
+    """R, S and T of a batch."""
+    return (*np.shape(batch.tokens), batch.tiles.shape[1])
+
+
+def averaged(model: Model, state: TrainState) -> Model:
+    """The model with the moving average in place of the parameters that have one."""
+    params, average = flatten_dict(model.params), flatten_dict(state.average)
+    cast = {path: leaf.astype(params[path].dtype) for path, leaf in average.items()}
+    return model.replace(unflatten_dict(params | cast))

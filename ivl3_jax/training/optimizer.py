@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ivl3_jax.models.model import Params
 from ivl3_jax.training.config import TrainConfig
+from ivl3_jax.training.trained import Rates
 
-DECAYED = ("kernel", "table", "positions")
+DECAYED = ("kernel", "table", "positions", "lora_a", "lora_b")
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -20,26 +22,26 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     )
 
 
-def decay_mask(params: dict) -> dict:
+def decay_mask(params: Params) -> Params:
     """True for parameters that weight decay shrinks: matrices and tables, by the name of the leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW (Loshchilov & Hutter 2019) with decay on `DECAYED` only.
 
-    Moments and updates are float32 (float64 for float64 parameters), whatever the parameters are stored in.
+    Moments and updates are float32 (float64 for float64 parameters), whatever the parameters are stored in; the first
+    moment is kept in `moment_dtype`. `rates` are the factors on the learning rate of the parameters it is given; what
+    has a factor of 0 is neither moved nor counted in the norm.
     """
+    moment = None if config.moment_dtype == "float32" else jnp.dtype(config.moment_dtype)
     adamw = optax.chain(
+        optax.stateless(lambda grads, _: _by_path(lambda grad, rate: jnp.where(rate > 0, grad, 0), grads, rates)),
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=moment),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.stateless(lambda updates, _: _by_path(lambda update, rate: update * rate, updates, rates)),
+        optax.scale_by_learning_rate(learning_rate(config)),
     )
     return optax.GradientTransformation(
         lambda params: adamw.init(_wide(params)),
@@ -47,6 +49,16 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def _wide(tree: dict) -> dict:
+def _by_path(function, tree: Params, rates: Rates) -> Params:
+    """function(leaf, its rate), leaves whose rate is 1 throughout left as they are."""
+
+    def apply(path, leaf: jax.Array) -> jax.Array:
+        rate = rates[tuple(key.key for key in path)]
+        return leaf if (rate == 1).all() else function(leaf, rate.astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(apply, tree)
+
+
+def _wide(tree: Params) -> Params:
     """Leaves in at least float32, so that moments of bfloat16 parameters do not round away."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)

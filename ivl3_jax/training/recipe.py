@@ -1,77 +1,264 @@
-"""From a recipe to a trained checkpoint: the pieces put together."""
+"""From a recipe to a trained checkpoint: the pieces put together, begun or gone on with."""
 
 import dataclasses
 import json
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
 
-from ivl3_jax.config import InternVLConfig
-from ivl3_jax.conversion.checkpoint import load, save
-from ivl3_jax.data.loader import Loader
-from ivl3_jax.data.processor import Processor
+import jax
+from etils import epath
+
+from ivl3_jax.conversion.checkpoint import save
+from ivl3_jax.data.loader import Loader, identity
 from ivl3_jax.data.settings import open_feed
-from ivl3_jax.hf_config import read_config
-from ivl3_jax.models.model import Model, abstract_model
+from ivl3_jax.data.stream import Feed
+from ivl3_jax.hf_config import to_hf
+from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.training.config import ModelRecipe, Recipe
-from ivl3_jax.training.loop import Progress, train
+from ivl3_jax.training.bad_steps import BadSteps
+from ivl3_jax.training.beginning import Beginning
+from ivl3_jax.training.config import Recipe
+from ivl3_jax.training.loop import averaged, train
+from ivl3_jax.training.placing import Placement
+from ivl3_jax.training.progress import Clock, Progress
+from ivl3_jax.training.reference import Reference, ReferenceModel, precomputed
+from ivl3_jax.training.states import Saved, States, gathered
+from ivl3_jax.training.step import TrainState
+from ivl3_jax.training.watching import Look, held_out_loss, profiler
+from ivl3_jax.training.writers import Writer, figures, open_writers
+
+# Settings that may change when a run goes on without a word: they change nothing of what is computed.
+FREE = ("output", "distributed", "sharding", "save", "watch", "data.workers", "data.ahead", "train.log_every")
 
 
-def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda progress: None) -> Path:
-    """Trains as the recipe says; returns the directory of the checkpoint, in the `-hf` layout.
+def run_recipe(
+    recipe: Recipe,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    looks: Sequence[Look] = (),
+) -> str | None:
+    """Trains as the recipe says, from the newest state in its output directory if there is one.
 
-    `<output>/metrics.jsonl` receives one line a reported step. A sample that is skipped is told in a warning, with its
-    file and line, and counted there by reason.
+    The directory receives `states/`, `metrics.jsonl`, `run.json` and, at the end, `checkpoint/` in the `-hf` layout and
+    `checkpoint-average/`. A sample that is skipped is told in a warning, with its file and line, and counted.
+
+    Args:
+        tell: takes a line about what happens now. report: takes the progress of reported steps.
+        looks: look at the model now and then, see `WatchRecipe.every`.
+
+    Returns:
+        The directory of the checkpoint; None if the process was told to end before, with its state saved.
 
     Raises:
         ValueError, OSError: a file is missing or faulty, or settings do not fit one another; before any training.
     """
-    output = Path(recipe.output)
+    output = epath.Path(recipe.output)
     checkpoint = output / "checkpoint"
+    before = read_run(output)
     if checkpoint.exists():
-        raise ValueError(f"output {output} already holds a checkpoint; choose another directory or remove it")
+        check_finished(recipe, before)
+        tell(f"the run in {output} is finished")
+        return str(checkpoint)
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
-    model, processor = open_model(recipe.model, plan, recipe.train.seed)
-    if recipe.data.tokens > model.config.decoder.longest_row:
-        most = model.config.decoder.longest_row
-        raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
-    feed = open_feed(recipe.data, processor, recipe.train.seed)
+    beginning = Beginning.of(recipe.model, plan, recipe.train.seed)
+    check_room(recipe, beginning)
+    preferences = recipe.train.preference
+    feed = open_feed(recipe.data, beginning.processor, recipe.train.seed, pairs=preferences is not None)
+    data = recipe.data
+    place = Placement(plan, beginning.mesh, data.rows, data.tokens, data.tiles, parts=recipe.train.accumulate)
     output.mkdir(parents=True, exist_ok=True)
-    batches = Loader(feed, workers=recipe.data.workers, ahead=recipe.data.ahead)
-    with closing(batches), open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+    began = before["began"] if before else time.time()
 
-        def tell(progress: Progress) -> None:
+    def loader(state: Mapping[str, Any] | None) -> Loader:
+        return Loader(feed, streams=place.rows, workers=data.workers, ahead=data.ahead, state=state)
+
+    with ExitStack() as stack:
+        states = stack.enter_context(closing(States(output / "states", recipe.save)))
+        like = beginning.state(recipe.train)
+        saved = states.newest(like)
+        if saved is not None:
+            check_same(recipe, beginning, saved.facts)
+            tell(f"going on from step {int(saved.state.step)} in {output}")
+        write_run(output, recipe, began)
+        reference = make_reference(recipe, beginning, place, loader, feed, tell)
+        model = beginning.model() if saved is None else beginning.with_params(saved.state.params)
+        batches = stack.enter_context(closing(loader(saved.data if saved else None)))
+        step = int(saved.state.step) if saved else 0
+        writers = open_writers(recipe.watch, str(output), step) if jax.process_index() == 0 else []
+        for writer in writers:
+            stack.enter_context(closing(writer))
+        keeper = RunKeeper(recipe, beginning, states, batches, like, writers)
+        bad = BadSteps(recipe.train, str(output / "bad"))
+        look = Looker(recipe, [*held_out_loss(recipe, beginning, feed, place), *looks], writers)
+        stack.enter_context(profiler(recipe.watch, str(output), look))
+
+        def told(progress: Progress) -> None:
             for skip in batches.take_skips():
                 warnings.warn(f"skipped: {skip.message}", stacklevel=2)
             skipped = {"skipped": dict(batches.skipped)} if batches.skipped else {}
-            metrics.write(json.dumps(dataclasses.asdict(progress) | skipped) + "\n")
-            metrics.flush()
+            for writer in writers:
+                writer.write(progress.step, figures(progress) | skipped)
             report(progress)
 
-        trained = train(model, batches, recipe.train, report=tell)
+        trained, state = train(
+            model,
+            batches,
+            recipe.train,
+            state=saved.state if saved else None,
+            reference=reference,
+            place=place,
+            keeper=keeper,
+            bad=bad,
+            sources=tuple(part.source.name for part in feed.parts),
+            began=began,
+            productive=saved.facts["productive"] if saved else 0.0,
+            report=told,
+            look=look,
+        )
+        states.wait()
+    if int(state.step) < recipe.train.steps:
+        tell(f"told to end: step {int(state.step)} is saved in {output}; the same command goes on from there")
+        return None
+    if state.average is not None:
+        save(averaged(trained, state), output / "checkpoint-average")
     save(trained, checkpoint)
-    return checkpoint
+    return str(checkpoint)
 
 
-def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Model, Processor]:
-    """The model to start from, on the plan's mesh, and the processor that belongs to it.
+class RunKeeper:
+    """Keeps states on disk, with the data's."""
 
-    Raises:
-        ValueError: the tokenizer does not belong to a model of that size.
-    """
-    if recipe.checkpoint is not None:
-        model = load(recipe.checkpoint, recipe.param_dtype, plan)
-        processor = Processor.from_directory(recipe.checkpoint)
-    else:
-        assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
-        config = read_config(recipe.size) if Path(recipe.size).is_dir() else InternVLConfig.preset(recipe.size)
-        processor = Processor.from_directory(recipe.tokenizer, config=config)
-        model = Model.init(config, plan, seed=seed, param_dtype=recipe.param_dtype)
-        model = dataclasses.replace(model, source=Path(recipe.tokenizer))
-    config = model.config
-    if recipe.drop_path is not None:
-        config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
-    graphdef, _ = abstract_model(config, plan, model.mesh, param_dtype=recipe.param_dtype, dtype=recipe.dtype)
-    return dataclasses.replace(model, config=config, graphdef=graphdef), processor
+    def __init__(
+        self,
+        recipe: Recipe,
+        beginning: Beginning,
+        states: States,
+        batches: Loader,
+        like: TrainState,
+        writers: Sequence[Writer],
+    ) -> None:
+        self._recipe, self._states, self._batches, self._like = recipe, states, batches, like
+        self._facts = {"recipe": plain(recipe), "config": to_hf(beginning.config)}
+        self._writers = writers
+
+    def due(self, step: int) -> bool:
+        return self._recipe.save.every is not None and step % self._recipe.save.every == 0
+
+    def keep(self, state: TrainState, clock: Clock) -> None:
+        self._states.save(state, gathered(self._batches.state), self._facts | {"productive": clock.productive})
+        for writer in self._writers:
+            writer.sync()
+
+    def back(self) -> TrainState:
+        self._states.wait()
+        saved: Saved | None = self._states.newest(self._like)
+        if saved is None:
+            raise ValueError("no state has been saved yet to go back to; lower save.every, or use on_bad_step: skip")
+        return saved.state
+
+
+class Looker:
+    """Calls the looks at the steps at which they are due, and writes down what they see."""
+
+    def __init__(self, recipe: Recipe, looks: Sequence[Look], writers: Sequence[Writer]) -> None:
+        self._steps = recipe.train.steps
+        self._every = recipe.watch.every or max(1, self._steps // 10)
+        self._looks, self._writers, self.at_step = looks, writers, []
+
+    def __call__(self, model: Model, step: int) -> None:
+        for hook in self.at_step:
+            hook(step)
+        if step % self._every and step != self._steps:
+            return
+        seen: dict[str, Any] = {}
+        for look in self._looks:
+            seen |= look(model, step)
+        for writer in self._writers if seen else ():
+            writer.write(step, {"seen": seen})
+
+
+def make_reference(
+    recipe: Recipe,
+    beginning: Beginning,
+    place: Placement,
+    loader: Callable[[Mapping[str, Any] | None], Loader],
+    feed: Feed,
+    tell: Callable[[str], None],
+) -> Reference | None:
+    """The reference of a preference run, None for others."""
+    preferences = recipe.train.preference
+    if preferences is None:
+        return None
+    if not preferences.precompute:
+        return ReferenceModel(beginning.model())
+    tell("log-probabilities of the reference model, for all steps")
+    identified = identity(feed) | {
+        "model": plain(recipe.model),
+        "data": plain(recipe.data) | {"workers": 0, "ahead": 0},
+    }
+    file = str(epath.Path(recipe.output) / "reference.npz")
+    return precomputed(file, beginning.model, loader, place, recipe.train.steps, identified)
+
+
+def check_room(recipe: Recipe, beginning: Beginning) -> None:
+    """Refuses rows that are longer than the decoder takes."""
+    most = beginning.config.decoder.longest_row
+    if recipe.data.tokens > most:
+        raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
+
+
+def check_same(recipe: Recipe, beginning: Beginning, facts: Mapping[str, Any]) -> None:
+    """Refuses to go on with another model, and warns of other settings than those of the saved state."""
+    ours, theirs = plain(to_hf(beginning.config)), facts["config"]
+    if ours != theirs:
+        names = [name for name in ours if ours[name] != theirs.get(name)]
+        raise ValueError(
+            f"{recipe.output} holds states of another model: its {', '.join(names)} differ; choose another"
+        )
+    if changed := differences(facts["recipe"], plain(recipe)):
+        warnings.warn(f"{recipe.output} goes on with other settings than before: {'; '.join(changed)}", stacklevel=2)
+
+
+def check_finished(recipe: Recipe, before: Mapping[str, Any] | None) -> None:
+    """Refuses an output directory with the checkpoint of something else."""
+    changed = differences(before["recipe"], plain(recipe)) if before else ["it has no run.json"]
+    if changed:
+        raise ValueError(
+            f"output {recipe.output} already holds a checkpoint, of other settings ({'; '.join(changed)}); choose "
+            "another directory or remove it"
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, `name was, now is`, but for those in `FREE`."""
+    found = []
+    for name in {**before, **now}:
+        path, old, new = f"{prefix}{name}", before.get(name), now.get(name)
+        if path in FREE or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{path}.")
+        else:
+            found.append(f"{path} was {json.dumps(old)}, now {json.dumps(new)}")
+    return found
+
+
+def plain(settings: Any) -> Any:
+    """A dataclass in JSON's types."""
+    return json.loads(json.dumps(settings, default=dataclasses.asdict))
+
+
+def read_run(output: epath.Path) -> dict[str, Any] | None:
+    """What `write_run` wrote, None if nothing."""
+    file = output / "run.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def write_run(output: epath.Path, recipe: Recipe, began: float) -> None:
+    """The settings of a run, and when it was first started."""
+    if jax.process_index() == 0:
+        (output / "run.json").write_text(json.dumps({"began": began, "recipe": plain(recipe)}, indent=1) + "\n")

@@ -1,7 +1,8 @@
 """The training state and one optimizer step: pure, jitted, donated."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,60 +10,210 @@ import optax
 from flax import nnx
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import Params
+from ivl3_jax.training.config import TrainConfig
+from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
+from ivl3_jax.training.optimizer import make_optimizer
+from ivl3_jax.training.trained import join, rates, split
+
+SETTLED = 20  # steps before a loss can be a spike
+MEMORY = 0.98  # decay of the moving average that a spike is held against
+KINDS = ("text", "visual")
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes."""
+    """Everything a step changes.
 
-    step: jax.Array  # int32 scalar, steps done
+    Attributes:
+        step: int32 scalar, batches seen. params: all of them. optimizer: moments of the trained ones.
+        average: exponential moving average of the trained parameters, None without.
+        shift: BCO's running mean of rewards. usual: moving average of the loss, and steps it is of; float32 scalars.
+    """
+
+    step: jax.Array
     params: Params
     optimizer: optax.OptState
+    average: Params | None
+    shift: RewardShift
+    usual: tuple[jax.Array, jax.Array]
 
 
 class Metrics(NamedTuple):
-    """What a step reports, float scalars on device.
+    """What a step reports, arrays on device.
 
     Attributes:
-        loss: weighted mean over the global batch, in nats. tokens: trained positions (weight above 0).
-        positions: all positions that are not padding. grad_norm: global norm before clipping.
+        loss: of the global batch, in nats. parts: of it, by name.
+        grad_norm: global norm over what is trained, before clipping. applied: whether the step was, see `on_bad_step`.
+        tokens: trained positions. positions: those that are not padding. attended: pairs of positions in attention.
+        tiles: of which any visual token is shown. segments: not empty.
+        by_source: weighted losses and weights [2, sources]. by_kind: [2, len(KINDS)].
     """
 
     loss: jax.Array
+    parts: dict[str, jax.Array]
+    grad_norm: jax.Array
+    applied: jax.Array
     tokens: jax.Array
     positions: jax.Array
-    grad_norm: jax.Array
+    attended: jax.Array
+    tiles: jax.Array
+    segments: jax.Array
+    by_source: jax.Array
+    by_kind: jax.Array
 
 
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, jax.Array | None, jax.Array], tuple[TrainState, Metrics]]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, config: TrainConfig) -> TrainState:
     """The state before the first step; moments take the layout of their parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+    trained = rates(params, config.components)
+
+    def fresh(params: Params) -> TrainState:
+        moving, _ = split(params, trained)
+        average = None if config.average is None else jax.tree.map(_wide, moving)
+        moments = make_optimizer(config, trained).init(moving)
+        zeros = [jnp.zeros((), jnp.float32) for _ in range(4)]
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, {}, moments, average, RewardShift(*zeros[:2]), (zeros[2], zeros[3]))
+
+    return jax.jit(fresh)(params)._replace(params=params)
 
 
-def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> TrainStep:
-    """The jitted step(state, batch, key) -> (state, metrics); the state is donated. Call it under the model's mesh.
+def make_step(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    objective: Objective,
+    config: TrainConfig,
+    tile_tokens: int,
+    sources: int = 1,
+) -> TrainStep:
+    """The jitted step(state, batch, reference, key) -> (state, metrics); the state is donated.
 
-    `key` is the run's; every step folds its number into it, so the draw depends on nothing but seed and step.
+    Call it under the model's mesh. The batch has a leading axis of parts, [A, B, ...], that are computed one after the
+    other and add up. `reference` float32 [A, B, G] are the reference model's log-probabilities, None where the
+    objective needs none. `key` is the run's: a row's draws depend on nothing but it, the step and the row's number.
+
+    Args:
+        graphdef: the model's. params: its parameters, or their shapes; only paths and ranks are looked at.
+        tile_tokens: visual tokens of a tile. sources: data sources that losses are reported for.
     """
+    trained = rates(params, config.components)
+    optimizer = make_optimizer(config, trained)
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        drop_path = jax.random.fold_in(key, state.step)
+    def step(
+        state: TrainState, batch: Batch, reference: jax.Array | None, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        moving, fixed = split(state.params, trained)
+        parts, rows = batch.tokens.shape[:2]
+        keys = _row_keys(jax.random.fold_in(key, state.step), parts * rows).reshape(parts, rows)
+        totals = [objective.totals(_part(batch, a)) for a in range(parts)]
+        if config.normalize == "global":
+            totals = [jax.tree.map(lambda *each: sum(each), *totals)] * parts
+        else:
+            totals = [jax.tree.map(lambda total: total * parts, each) for each in totals]
 
-        def loss_of(params: Params) -> jax.Array:
-            return batch_loss(nnx.merge(graphdef, params), batch, key=drop_path)
+        def loss_of(moving: Params, shift: RewardShift, inputs: tuple) -> tuple[jax.Array, Found]:
+            batch, totals, reference, keys = inputs
+            model = nnx.merge(graphdef, join(moving, fixed))
+            found = objective(model, batch, totals, shift, reference, keys)
+            return found.loss, found
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        metrics = Metrics(
-            loss=loss,
-            tokens=(batch.loss_weights > 0).sum(),
-            positions=(batch.segment_ids > 0).sum(),
-            grad_norm=optax.tree.norm(grads),
+        def one(carry: tuple[Params, RewardShift], inputs: tuple) -> tuple[tuple[Params, RewardShift], Found]:
+            sums, shift = carry
+            (_, found), grads = jax.value_and_grad(loss_of, has_aux=True)(moving, shift, inputs)
+            return (jax.tree.map(lambda total, grad: total + grad.astype(total.dtype), sums, grads), found.shift), found
+
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *totals)
+        if parts == 1:
+            first = _part((batch, stacked, reference, keys), 0)
+            (_, found), grads = jax.value_and_grad(loss_of, has_aux=True)(moving, state.shift, first)
+            shift, found = found.shift, jax.tree.map(lambda leaf: leaf[None], found)
+        else:
+            start = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), moving), state.shift
+            (grads, shift), found = jax.lax.scan(one, start, (batch, stacked, reference, keys))
+
+        updates, moments = optimizer.update(grads, state.optimizer, moving)
+        moved = optax.apply_updates(moving, updates)
+        loss, norm = found.loss.sum(), optax.tree.norm(_counted(grads, trained))
+        usual, count = state.usual
+        applied = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if config.spike is not None:
+            applied &= (count < SETTLED) | (loss < config.spike * usual)
+        weight = jnp.where(count > 0, MEMORY, 0.0)
+        new = TrainState(
+            state.step,
+            join(moved, fixed),
+            moments,
+            _averaged(state.average, moved, config.average, count),
+            shift,
+            (weight * usual + (1 - weight) * loss.astype(usual.dtype), count + 1),
         )
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+        kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
+        metrics = Metrics(
+            loss,
+            jax.tree.map(lambda part: part.sum(), found.parts),
+            norm,
+            applied,
+            (batch.loss_weights > 0).sum(),
+            (batch.segment_ids > 0).sum(),
+            _attended(batch),
+            _shown_tiles(batch, tile_tokens),
+            (by_segment(batch.segment_ids > 0, batch) > 0).sum(),
+            *_by_group(found, batch, sources),
+        )
+        return kept._replace(step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _row_keys(key: jax.Array, rows: int) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+
+
+def _part(tree: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def _wide(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _counted(grads: Params, trained) -> Params:
+    """Gradients without those of layers that are not trained."""
+
+    def counted(path, grad: jax.Array) -> jax.Array:
+        rate = trained[tuple(key.key for key in path)]
+        return grad if rate.all() else jnp.where(rate > 0, grad, 0)
+
+    return jax.tree_util.tree_map_with_path(counted, grads)
+
+
+def _averaged(average: Params | None, params: Params, decay: float | None, count: jax.Array) -> Params | None:
+    """The moving average a step later; it follows faster at first, so that the start does not linger."""
+    if average is None:
+        return None
+    keep = jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new.astype(old.dtype), average, params)
+
+
+def _attended(batch: Batch) -> jax.Array:
+    lengths = by_segment(batch.segment_ids > 0, batch).astype(jnp.float32)
+    return (lengths * (lengths + 1) / 2).sum()
+
+
+def _shown_tiles(batch: Batch, tile_tokens: int) -> jax.Array:
+    """Tiles that any position takes a visual token of: each tile's first one is taken once, or by both of a pair."""
+    last = batch.visual_index.max(axis=-1)
+    return ((last + 1) // tile_tokens).sum()
+
+
+def _by_group(found: Found, batch: Batch, sources: int) -> tuple[jax.Array, jax.Array]:
+    """Weighted losses and weights by source and by kind."""
+    visual = by_segment(batch.visual_index >= 0, batch) > 0
+    values = jnp.stack([found.by_segment, found.weights.astype(found.by_segment.dtype)])  # [2, A, B, G]
+
+    def sums(groups: jax.Array, count: int) -> jax.Array:
+        return jnp.stack([jnp.where(groups == n, values, 0).sum(axis=(1, 2, 3)) for n in range(count)], axis=-1)
+
+    return sums(batch.source_id, sources), sums(visual.astype(jnp.int32), len(KINDS))

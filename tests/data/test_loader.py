@@ -8,7 +8,7 @@ import pytest
 
 from ivl3_jax.batch import IGNORE, Batch
 from ivl3_jax.data.faults import Fault, FaultPolicy
-from ivl3_jax.data.loader import Loader
+from ivl3_jax.data.loader import Loader, share
 from ivl3_jax.data.prefetch import prefetch
 from tests.data.toys import Toys, feed
 
@@ -41,7 +41,9 @@ def expected(processor):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_change_nothing(processor, expected, hosts):
-    parts = [take(Loader(feed(processor, *SOURCES, streams=ROWS), host=h, hosts=hosts), 6) for h in range(hosts)]
+    parts = [
+        take(Loader(feed(processor, *SOURCES, streams=ROWS), streams=share(ROWS, h, hosts)), 6) for h in range(hosts)
+    ]
     same(joined(parts), expected)
 
 
@@ -49,7 +51,8 @@ def test_hosts_change_nothing(processor, expected, hosts):
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 1), (1, 3), (2, 4), (4, 2)])
 def test_workers_change_nothing(processor, expected, hosts, workers):
     loaders = [
-        Loader(feed(processor, *SOURCES, streams=ROWS), host=h, hosts=hosts, workers=workers) for h in range(hosts)
+        Loader(feed(processor, *SOURCES, streams=ROWS), streams=share(ROWS, h, hosts), workers=workers)
+        for h in range(hosts)
     ]
     same(joined([take(loader, 6) for loader in loaders]), expected)
 
@@ -67,12 +70,12 @@ def test_going_on_from_any_batch(processor, expected, stop):
 def test_going_on_with_other_hosts_and_workers(processor, expected):
     states = {"streams": {}}
     for host in range(4):
-        loader = Loader(feed(processor, *SOURCES, streams=ROWS), host=host, hosts=4)
+        loader = Loader(feed(processor, *SOURCES, streams=ROWS), streams=share(ROWS, host, 4))
         next(loader), next(loader)
         states = {"of": loader.state["of"], "streams": states["streams"] | loader.state["streams"]}
         loader.close()
-    arguments = feed(processor, *SOURCES, streams=ROWS), 3
-    parts = [take(Loader(arguments[0], host=h, hosts=3, workers=2, state=states), 4) for h in range(3)]
+    whole = feed(processor, *SOURCES, streams=ROWS)
+    parts = [take(Loader(whole, streams=share(ROWS, h, 3), workers=2, state=states), 4) for h in range(3)]
     same(joined(parts), expected[2:])
 
 
@@ -101,11 +104,13 @@ def test_a_state_of_something_else_is_refused(processor):
 
 def test_numbers_that_do_not_fit(processor):
     with pytest.raises(ValueError, match=r"4 rows in a batch and 3 hosts; the hosts must be one of \[1, 2, 4\]"):
-        Loader(feed(processor, *SOURCES), hosts=3)
+        share(4, 0, 3)
     with pytest.raises(ValueError, match="the host is number 2 of 2; it must lie in 0..1"):
-        Loader(feed(processor, *SOURCES), host=2, hosts=2)
+        share(4, 2, 2)
+    with pytest.raises(ValueError, match=r"the streams are \[0, 4\]; they must be ascending and lie in 0..3"):
+        Loader(feed(processor, *SOURCES), streams=[0, 4])
     with pytest.raises(ValueError, match="hosts' data would end at different steps"):
-        Loader(feed(processor, *SOURCES, exhausted="drop"), hosts=2)
+        Loader(feed(processor, *SOURCES, exhausted="drop"), streams=[0, 1])
 
 
 def answers(batch):

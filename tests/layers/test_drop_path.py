@@ -19,7 +19,8 @@ def drawn(plan, rate, seed, samples=4000):
     mesh, layout = plan.make_mesh(), PartitionSpec("fsdp", None, None)
     with jax.set_mesh(mesh):
         branch = jax.device_put(jnp.ones((samples, 3, 2)), NamedSharding(mesh, layout))
-        return np.asarray(jax.jit(lambda x, key: drop_path(x, rate, key, layout))(branch, jax.random.key(seed)))
+        draws = jax.random.uniform(jax.random.key(seed), (samples,))
+        return np.asarray(jax.jit(lambda x, draws: drop_path(x, rate, draws, layout))(branch, draws))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.7])

@@ -26,13 +26,13 @@ def batch():
 @cache
 def loss_of(config):
     graphdef = model(config).graphdef
-    return jax.jit(lambda params, batch, key: batch_loss(nnx.merge(graphdef, params), batch, key=key))
+    return jax.jit(lambda params, batch, keys: batch_loss(nnx.merge(graphdef, params), batch, keys=keys))
 
 
 def loss(config, batch, seed):
-    key = None if seed is None else jax.random.key(seed)
+    keys = None if seed is None else jax.random.split(jax.random.key(seed), 2)
     with jax.set_mesh(model().mesh):
-        return float(loss_of(config)(model().params, place_batch(batch, model().plan, model().mesh), key))
+        return float(loss_of(config)(model().params, place_batch(batch, model().plan, model().mesh), keys))
 
 
 def test_drop_path_needs_a_key_and_follows_it(batch):
@@ -45,8 +45,8 @@ def test_drop_path_needs_a_key_and_follows_it(batch):
 
 @cache
 def gradient_function(policy):
-    graphdef, key = model(DROPPING, policy).graphdef, jax.random.key(0)
-    return jax.value_and_grad(lambda params, batch: batch_loss(nnx.merge(graphdef, params), batch, key=key))
+    graphdef, keys = model(DROPPING, policy).graphdef, jax.random.split(jax.random.key(0), 2)
+    return jax.value_and_grad(lambda params, batch: batch_loss(nnx.merge(graphdef, params), batch, keys=keys))
 
 
 def gradients(policy, batch):

@@ -10,10 +10,11 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.conversion.checkpoint import load, save
-from ivl3_jax.models.model import Model, place_batch
+from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
-from ivl3_jax.training.optimizer import make_optimizer
+from ivl3_jax.training.objectives import NextToken
+from ivl3_jax.training.placing import Placement
 from ivl3_jax.training.step import init_state, make_step
 from tests.models.small import changed, random_batch, relative
 from tests.tolerances import GRADIENT, STACK
@@ -50,13 +51,12 @@ def everything(name):
     model = Model.init(CONFIG, plan, seed=1)
     batch = random_batch(8, [(20, 1), (17, 1)], length=40, tiles=2)
     found = {"fresh": trimmed(model.params), "logits": np.asarray(model(batch))}
-    optimizer = make_optimizer(TRAIN)
+    place = Placement(plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1])
     with jax.set_mesh(model.mesh):
-        state = init_state(model.params, optimizer)
+        state = init_state(model.params, TRAIN)
         layouts = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-        state, metrics = make_step(model.graphdef, optimizer)(
-            state, place_batch(batch, plan, model.mesh), jax.random.key(5)
-        )
+        step = make_step(model.graphdef, model.params, NextToken(), TRAIN, model.config.tile_tokens)
+        state, metrics = step(state, place(batch), None, jax.random.key(5))
     assert jax.tree.map(lambda leaf: leaf.sharding, state.params) == layouts
     moments = optax.tree_utils.tree_get(state.optimizer, "mu")
     gradients = jax.tree.map(lambda leaf: leaf / (1 - TRAIN.beta1), moments)

@@ -27,9 +27,9 @@ def run(batch):
     steps, told = [], []
     patch = pytest.MonkeyPatch()
     make = loop.make_step
-    patch.setattr(loop, "make_step", lambda *given: steps.append(make(*given)) or steps[0])
+    patch.setattr(loop, "make_step", lambda *given, **named: steps.append(make(*given, **named)) or steps[0])
     model = Model.init(CONFIG, seed=0)
-    trained = loop.train(model, repeat(batch), TRAIN, report=told.append)
+    trained, _ = loop.train(model, repeat(batch), TRAIN, report=told.append)
     patch.undo()
     return model, trained, told, steps[0]
 
@@ -83,7 +83,7 @@ def test_data_that_ends_early(batch):
 def test_a_loss_that_is_no_number(batch):
     model = Model.init(CONFIG)
     model.params["decoder"]["norm"]["scale"] = model.params["decoder"]["norm"]["scale"] * np.nan
-    with pytest.raises(ValueError, match="the loss is nan at step 1 .*; try a lower learning_rate"):
+    with pytest.raises(ValueError, match="the loss is nan at step 1 .* not applied. Try a lower learning_rate"):
         loop.train(model, repeat(batch), TRAIN)
 
 

@@ -8,9 +8,10 @@ from flax.traverse_util import flatten_dict
 from ivl3_jax.conversion import parity
 from ivl3_jax.conversion.checkpoint import load
 from ivl3_jax.conversion.names import parameters
-from ivl3_jax.models.model import place_batch
 from ivl3_jax.training.config import TrainConfig
-from ivl3_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
+from ivl3_jax.training.objectives import NextToken
+from ivl3_jax.training.optimizer import decay_mask, learning_rate
+from ivl3_jax.training.placing import Placement
 from ivl3_jax.training.step import init_state, make_step
 from tests.models.small import model
 from tests.parity.reference import tiny
@@ -37,13 +38,12 @@ def ours(batch, config):
     """Loss and gradient norm of each step, and the parameters after the last."""
     with jax.enable_x64(True):
         start = load(tiny("6b"), "float64")
-        optimizer = make_optimizer(config)
-        step = make_step(start.graphdef, optimizer)
+        step = make_step(start.graphdef, start.params, NextToken(), config, start.config.tile_tokens)
         with jax.set_mesh(start.mesh):
-            state, told = init_state(start.params, optimizer), []
-            placed = place_batch(batch, start.plan, start.mesh)
+            state, told = init_state(start.params, config), []
+            placed = Placement(start.plan, start.mesh, *batch.tokens.shape, batch.tiles.shape[1])(batch)
             for _ in range(config.steps):
-                state, metrics = step(state, placed, jax.random.key(0))
+                state, metrics = step(state, placed, None, jax.random.key(0))
                 told.append((float(metrics.loss), float(metrics.grad_norm)))
         # As the step counts: optax computes rates in float32 from an int32.
         rates = [float(learning_rate(config)(np.int32(number))) for number in range(config.steps)]

@@ -1,0 +1,92 @@
+"""The model that a run begins with: its definition first, its parameters when they are needed."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.conversion.reader import read_params, resolve_tying
+from ivl3_jax.data.processor import Processor
+from ivl3_jax.hf_config import read_config
+from ivl3_jax.models.model import Model, Params, abstract_model, fresh_params
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.training.config import ModelRecipe, TrainConfig
+from ivl3_jax.training.step import TrainState, init_state
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A model as a recipe describes it, without its parameters.
+
+    Attributes:
+        recipe: the description. seed: of what is initialised.
+        config, plan, mesh, graphdef: as in `Model`. abstract: shapes, dtypes and layouts of the parameters.
+        source: the directory with tokenizer and processor files, and the weights unless they are fresh.
+        processor: that of the source.
+    """
+
+    recipe: ModelRecipe
+    seed: int
+    config: InternVLConfig
+    plan: ShardingPlan
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    abstract: Params
+    source: Path
+    processor: Processor
+
+    @classmethod
+    def of(cls, recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> "Beginning":
+        """Reads configs and tokenizer, and checks the plan.
+
+        Raises:
+            ValueError, OSError: a file is missing or faulty, the tokenizer does not belong to a model of that size, or
+                the plan does not fit it.
+        """
+        if recipe.checkpoint is not None:
+            source = Path(recipe.checkpoint)
+            config = resolve_tying(source, read_config(source))
+            processor = Processor.from_directory(recipe.checkpoint)
+        else:
+            assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
+            source = Path(recipe.tokenizer)
+            config = read_config(recipe.size) if Path(recipe.size).is_dir() else InternVLConfig.preset(recipe.size)
+            processor = Processor.from_directory(recipe.tokenizer, config=config)
+        if recipe.drop_path is not None:
+            config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
+        mesh = plan.make_mesh()
+        graphdef, abstract = abstract_model(config, plan, mesh, param_dtype=recipe.param_dtype, dtype=recipe.dtype)
+        return cls(recipe, seed, config, plan, mesh, graphdef, abstract, source, processor)
+
+    def model(self) -> Model:
+        """The model with its parameters, read or initialised.
+
+        Raises:
+            ValueError, OSError: the weights are missing or faulty.
+        """
+        place = self.config, self.plan, self.mesh, self.abstract
+        if self.recipe.checkpoint is None:
+            return self.with_params(fresh_params(*place, seed=self.seed))
+        params = read_params(self.source, self.abstract, self.config)
+        if self.recipe.fresh:
+            params |= fresh_params(*place, seed=self.seed, only=self.recipe.fresh)
+        return self.with_params(params)
+
+    def with_params(self, params: Params) -> Model:
+        """The model with these parameters."""
+        return Model(self.config, self.plan, self.mesh, self.graphdef, params, self.source)
+
+    def state(self, config: TrainConfig) -> TrainState:
+        """Shapes, dtypes and layouts of the training state."""
+        with jax.set_mesh(self.mesh):
+            found = jax.eval_shape(lambda params: init_state(params, config), self.abstract)
+
+        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(placed, found)

@@ -1,0 +1,75 @@
+"""Floating-point operations that a step needs by the model's shapes, and what accelerators can do."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.models.model import Params
+from ivl3_jax.training.trained import ADAPTERS, Component
+
+# Dense bfloat16 products, peak operations a second of one device as jax names it; from the vendors' data sheets.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class StepFlops:
+    """What a step's forward and backward pass need, as a function of what is in its batch.
+
+    Products of matrices only, two operations for each multiplication, as Chowdhery et al. 2022 count them (PaLM, app.
+    B): padding and what is computed twice to save memory do not count. Attention counts pairs of positions that see
+    each other; the output projection positions that are trained on.
+    """
+
+    def __init__(self, config: InternVLConfig, params: Params, components: Mapping[str, Component]) -> None:
+        """`params`: arrays or their shapes."""
+        flat = flatten_dict(params)
+        self._config = config
+        self._sizes = dict.fromkeys(("vision", "projector", "decoder", "head"), 0)
+        for path, leaf in flat.items():
+            if path[-1] in ("kernel", *ADAPTERS):
+                self._sizes["head" if path[1] == "head" else path[0]] += math.prod(leaf.shape)
+        if config.decoder.tie_embeddings:
+            self._sizes["head"] = config.decoder.width * config.decoder.vocab
+        adapted = {path[0] for path in flat if path[-1] in ADAPTERS}
+        # Forward is one pass; the gradients of activations and of weights are another each.
+        self._passes, flows = {}, False
+        for name in ("vision", "projector", "decoder"):
+            weights = components[name].train
+            through = flows or (weights and name in adapted)
+            self._passes[name] = 1 + (weights and name not in adapted) + (through or weights)
+            flows = flows or weights
+        self._passes["head"] = self._passes["decoder"]
+
+    def __call__(self, *, positions: float, tokens: float, attended: float, tiles: float) -> float:
+        """Operations of a step; `positions`, `tokens`, `attended`, `tiles` as in `Metrics`."""
+        vision, decoder = self._config.vision, self._config.decoder
+        patches = vision.positions
+        forward = {
+            "vision": 2 * self._sizes["vision"] * tiles * patches
+            + 4 * tiles * patches**2 * vision.width * vision.layers,
+            "projector": 2 * self._sizes["projector"] * tiles * self._config.tile_tokens,
+            "decoder": 2 * self._sizes["decoder"] * positions
+            + 4 * attended * decoder.heads * decoder.head_dim * decoder.layers,
+            "head": 2 * self._sizes["head"] * tokens,
+        }
+        return sum(self._passes[name] * operations for name, operations in forward.items())
+
+
+def peak_flops() -> float | None:
+    """Peak operations a second of all devices of the run; None where the accelerator is not in `PEAKS`."""
+    peak = PEAKS.get(jax.devices()[0].device_kind)
+    return None if peak is None else peak * jax.device_count()

@@ -1,0 +1,61 @@
+"""Which rows of a batch a process makes, and how they come onto the mesh."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ivl3_jax.batch import Batch
+from ivl3_jax.models.model import batch_specs
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.validation import check_sizes
+
+
+class Placement:
+    """The layout [A, B, ...] of a batch of R = A · B rows that are computed in A parts, row a · B + b at [a, b].
+
+    Attributes:
+        rows: the rows that this process has to make, ascending; all of them where there is one process.
+    """
+
+    def __init__(self, plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, tiles: int, parts: int = 1) -> None:
+        """`rows`, `tokens`, `tiles`: R, S and T of a batch. `parts`: A.
+
+        Raises:
+            ValueError: rows, positions or tiles do not divide over the parts or the plan's axes.
+        """
+        if rows % parts:
+            works = [n for n in range(1, rows + 1) if rows % n == 0]
+            raise ValueError(
+                f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
+            )
+        B = rows // parts
+        check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
+        check_sizes("all tiles of a part", {"tiles": B * tiles}, plan.vision.activation("tiles"), plan)
+        self.parts, self._all = parts, rows
+        self._shardings = jax.tree.map(
+            lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),
+            batch_specs(plan),
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        )
+        here = self._shardings.source_id.addressable_devices_indices_map((parts, B, 1)).values()
+        within = sorted({b for _, bs, _ in here for b in range(*bs.indices(B))})
+        self.rows = [a * B + b for a in range(parts) for b in within]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Puts this process's rows [len(rows), ...], numpy, into the global arrays [A, B, ...]."""
+        return Batch(*map(self._put, batch, self._shardings))
+
+    def per_row(self, values: np.ndarray) -> jax.Array:
+        """Puts values [len(rows), G] of this process's rows into a global array [A, B, G]."""
+        return self._put(values, self._shardings.source_id)
+
+    def _put(self, values: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        A = self.parts
+        mine = values.reshape(A, -1, *values.shape[1:])
+        B, within = self._all // A, {row: i for i, row in enumerate(self.rows[: mine.shape[1]])}
+
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[1].indices(B)
+            return mine[index[0], within[start] : within[stop - 1] + 1, *index[2:]]
+
+        return jax.make_array_from_callback((A, B, *values.shape[1:]), sharding, piece)

@@ -1,0 +1,111 @@
+"""What of a model is trained, and how fast: whole components, ranges of layers, layer-wise decay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ivl3_jax.models.model import Params
+
+ADAPTERS = ("lora_a", "lora_b")
+
+
+@dataclass(frozen=True)
+class Component:
+    """How one component (vision, projector, decoder) is trained.
+
+    Attributes:
+        train: whether at all.
+        rate: its learning rate over that of the run.
+        layers: a slice in Python's notation, such as `-4:`, of the layers that are trained; nothing else of the
+            component is. Null trains everything.
+        layer_decay: each layer's rate over that of the layer after it; what comes before the first layer counts as one
+            more layer, what comes after the last is at the full rate (BEiT, arXiv 2106.08254).
+    """
+
+    train: bool = True
+    rate: float = 1.0
+    layers: str | None = None
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"Component.rate is {self.rate}; it must be above 0; train: false leaves it as it is")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"Component.layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        if self.layers is not None:
+            self.chosen(1)
+
+    def chosen(self, layers: int) -> np.ndarray:
+        """Which of so many layers are trained, bool [layers].
+
+        Raises:
+            ValueError: `layers` is no slice.
+        """
+        trained = np.zeros(layers, bool)
+        try:
+            first, last = (int(bound) if bound.strip() else None for bound in (self.layers or ":").split(":"))
+        except ValueError:
+            raise ValueError(
+                f"Component.layers is {self.layers!r}; it must be a slice such as 20: or -4: or 0:12"
+            ) from None
+        trained[first:last] = True
+        return trained
+
+
+Rates = Mapping[tuple[str, ...], np.ndarray]  # by path: [1, ...] or [layers, 1, ...]
+
+
+def rates(params: Params, components: Mapping[str, Component]) -> Rates:
+    """For each parameter that is trained, by its path, the factors on the learning rate.
+
+    Stacked parameters have a factor for each layer, which is 0 for layers that are not trained. Where there are
+    adapters in a component, they alone are trained of it.
+
+    Raises:
+        ValueError: nothing is trained.
+    """
+    flat = flatten_dict(params)
+    adapted = {path[0] for path in flat if path[-1] in ADAPTERS}
+    found = {}
+    for path, leaf in flat.items():
+        component = components[path[0]]
+        if not component.train or (path[0] in adapted and path[-1] not in ADAPTERS):
+            continue
+        factors = _factors(path, leaf.ndim, component, _depth(params[path[0]]), before=path[1] in BEFORE)
+        if factors.any():
+            found[path] = factors
+    if not found:
+        layers = {name: component.layers for name, component in components.items() if component.train}
+        raise ValueError(f"nothing is trained: {layers} selects no layer")
+    return found
+
+
+BEFORE = ("patch", "cls", "positions", "embed")  # what comes before a component's first layer
+
+
+def _depth(component: Params) -> int:
+    return jax.tree.leaves(component["layers"])[0].shape[0] if "layers" in component else 0
+
+
+def _factors(path: tuple[str, ...], ndim: int, component: Component, depth: int, *, before: bool) -> np.ndarray:
+    if path[1] != "layers":
+        decayed = component.layer_decay ** (depth + 1 if before else 0) if depth else 1.0
+        return np.full((1,) * ndim, component.rate * decayed * (component.layers is None))
+    decayed = component.layer_decay ** np.arange(depth, 0, -1)
+    return (component.rate * decayed * component.chosen(depth)).reshape(-1, *(1,) * (ndim - 1))
+
+
+def split(params: Params, trained: Rates) -> tuple[Params, Params]:
+    """The parameters that are trained, and the others."""
+    flat = flatten_dict(params)
+    inside = {path: leaf for path, leaf in flat.items() if path in trained}
+    outside = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return unflatten_dict(inside), unflatten_dict(outside)
+
+
+def join(trained: Params, others: Params) -> Params:
+    """What `split` took apart."""
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(others))
