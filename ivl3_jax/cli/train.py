@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ivl3_jax.models.model import Model
     from ivl3_jax.training.config import Recipe
 
-HELP = """Trains a model from a recipe, goes on where it was interrupted, and writes a checkpoint that `ivl3 chat` opens.
+HELP = """Trains a model from a recipe, goes on after an interruption, and writes a checkpoint that `ivl3 chat` opens.
 ivl3 train --config recipe.yaml --output runs/first --train.learning_rate 1e-5
 """
 

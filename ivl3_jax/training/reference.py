@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -26,7 +25,7 @@ class Reference(Protocol):
     """Gives the reference's log-probabilities of the answers of a batch."""
 
     def __call__(self, step: int, batch: Batch) -> jax.Array:
-        """float32 [A, B, G] of the placed batch [A, B, ...] with which step number `step`, from 0, is made."""
+        """[A, B, G] in at least float32, of the placed batch [A, B, ...] with which step number `step`, from 0, is made."""
 
 
 class ReferenceModel:
@@ -41,7 +40,7 @@ class ReferenceModel:
 
 def _log_probs(graphdef: nnx.GraphDef, params: Params, batch: Batch) -> jax.Array:
     def one(_: None, part: Batch) -> tuple[None, jax.Array]:
-        return None, answer_log_probs(nnx.merge(graphdef, params), part).astype(jnp.float32)
+        return None, answer_log_probs(nnx.merge(graphdef, params), part)
 
     return jax.lax.scan(one, None, batch)[1]
 
