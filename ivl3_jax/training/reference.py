@@ -25,7 +25,7 @@ class Reference(Protocol):
     """Gives the reference's log-probabilities of the answers of a batch."""
 
     def __call__(self, step: int, batch: Batch) -> jax.Array:
-        """[A, B, G] in at least float32, of the placed batch [A, B, ...] with which step number `step`, from 0, is made."""
+        """[A, B, G] in at least float32, of the placed batch [A, B, ...] of step number `step`, from 0."""
 
 
 class ReferenceModel:
