@@ -7,12 +7,15 @@ the last chosen frame.
 
 import bisect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 from PIL import Image
+
+from ivl3_jax.data.video_damage import DamagedVideo, lost_frames
 
 T = TypeVar("T")
 
@@ -25,12 +28,14 @@ class Contents:
         count: of its frames. fps: their average rate, None if it is not known.
         times: of the frames in the order of display, in units of the file; empty where it does not say.
         starts: the indices of frames from which decoding can begin, ascending.
+        lost: about how many frames it speaks of and does not hold.
     """
 
     count: int
     fps: float | None
     times: Sequence[int]
     starts: Sequence[int]
+    lost: int
 
 
 def read_file(
@@ -38,25 +43,47 @@ def read_file(
 ) -> list[T]:
     """What `keep` makes of the frames that `choose` chooses, see `data.video.sample_frames`.
 
+    Warns with a `DamagedVideo` where frames are missing, cannot be decoded, or are faulty.
+
     Raises:
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
     import av  # late: most uses have no video, and it is an extra
 
+    faulty = set()
+
+    def kept(frame: Any) -> T:
+        if frame.is_corrupt:
+            faulty.add(frame.pts)
+        return keep(_upright(frame))
+
     try:
         contents = _contents(path)
         indices = _chosen(choose, contents.count, contents.fps)
         wanted = sorted(set(indices))
-        found = _by_seeking(path, wanted, contents, keep) if contents.times else None
+        readable = contents.count
+        found = _by_seeking(path, wanted, contents, kept) if contents.times else None
         if found is None:
-            found, decoded = _from_the_beginning(path, wanted, keep)
+            found, decoded = _from_the_beginning(path, wanted, kept)
             if len(found) < len(wanted):  # a damaged end, of which the file itself does not know
-                indices = _chosen(choose, decoded, contents.fps)
-                found, _ = _from_the_beginning(path, sorted(set(indices)), keep)
-        return [found[index] for index in indices]
+                readable = decoded
+                indices = _chosen(choose, readable, contents.fps)
+                found, _ = _from_the_beginning(path, sorted(set(indices)), kept)
     except av.FFmpegError as error:
         raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
+    _warn(path, contents.count + contents.lost, readable, len(faulty))
+    return [found[index] for index in indices]
+
+
+def _warn(path: str | os.PathLike, stated: int, readable: int, faulty: int) -> None:
+    troubles = []
+    if readable < stated:
+        troubles.append(f"{stated - readable} of about {stated} frames cannot be read, and the others stand for all")
+    if faulty:
+        troubles.append(f"{faulty} of the frames that are looked at could be decoded only in part")
+    if troubles:
+        warnings.warn(f"{os.fspath(path)}: the video is damaged: {'; '.join(troubles)}", DamagedVideo, stacklevel=2)
 
 
 def _chosen(choose: Callable[[int, float | None], Sequence[int]], count: int, fps: float | None) -> Sequence[int]:
@@ -72,23 +99,28 @@ def _contents(path: str | os.PathLike) -> Contents:
         if not container.streams.video:
             raise ValueError("has no video in it")
         stream = container.streams.video[0]
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise ValueError("a still picture, not a video; give it as an image")
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
         shown = [
             (packet.pts, packet.is_keyframe)
             for packet in container.demux(stream)
             if packet.size and not packet.is_discard
         ]
-    stated = {time for time, _ in shown if time is not None}
-    if len(stated) < len(shown):
-        return Contents(len(shown), fps, (), ())
+        times = sorted({time for time, _ in shown if time is not None})
+        if container.format.name == "gif" and len(shown) == 1:
+            raise ValueError("a GIF that does not move, so no video; give it as an image")
+        lost = lost_frames(container, stream, len(shown), times)
+    if len(times) < len(shown):
+        return Contents(len(shown), fps, (), (), lost)
     shown.sort()
-    return Contents(len(shown), fps, sorted(stated), [index for index, (_, start) in enumerate(shown) if start])
+    return Contents(len(shown), fps, times, [index for index, (_, start) in enumerate(shown) if start], lost)
 
 
 def _by_seeking(
-    path: str | os.PathLike, wanted: Sequence[int], contents: Contents, keep: Callable[[Image.Image], T]
+    path: str | os.PathLike, wanted: Sequence[int], contents: Contents, kept: Callable[[Any], T]
 ) -> dict[int, T] | None:
-    """What is kept of the wanted frames by index, or None if the file does not lead there."""
+    """What `kept` makes of the wanted frames by index, or None if the file does not lead there."""
     import av
 
     index_of = {time: index for index, time in enumerate(contents.times)}
@@ -109,21 +141,21 @@ def _by_seeking(
                         break
                 if reached != target:
                     return None
-                found[target] = keep(_upright(frame))
+                found[target] = kept(frame)
         except av.FFmpegError:
             return None
     return found
 
 
 def _from_the_beginning(
-    path: str | os.PathLike, wanted: Sequence[int], keep: Callable[[Image.Image], T]
+    path: str | os.PathLike, wanted: Sequence[int], kept: Callable[[Any], T]
 ) -> tuple[dict[int, T], int]:
-    """What is kept of the wanted frames by index, and how many frames were decoded: all up to the last wanted one."""
+    """What `kept` makes of the wanted frames by index, and how many were decoded: all up to the last wanted one."""
     found, decoded = {}, 0
     for index, frame in enumerate(islice(_frames(path), wanted[-1] + 1)):
         decoded = index + 1
         if index in wanted:
-            found[index] = keep(_upright(frame))
+            found[index] = kept(frame)
     return found, decoded
 
 
