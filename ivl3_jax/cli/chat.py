@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -77,6 +78,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+def _fraction(text: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / (float(denominator) if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/4") from None
+
+
+def _dashed(token: str) -> str:
+    """An option with dashes for underscores in its name, which are accepted as in all commands."""
+    return re.sub(r"^--\w+(?==|$)", lambda name: name[0].replace("_", "-"), token, flags=re.ASCII)
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="ivl3 chat",
@@ -110,9 +124,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add(
         "--visual-delta",
-        type=float,
+        type=_fraction,
         metavar="DELTA",
-        help="the step between positions of visual tokens, 1/256 to 1 as a decimal (V2PE); dynamic NTK is then off",
+        help="the step between positions of visual tokens, 1/256 to 1 (V2PE); dynamic NTK is then off",
     )
     add("--no-dynamic-ntk", action="store_true", help="plain rotary frequencies beyond the trained length")
     add(
@@ -123,4 +137,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help(sys.stderr)
         raise UsageError("a directory and a question are needed")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args([_dashed(token) for token in argv])

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,10 @@ COMMANDS = {
     "help": ("", "shows this"),
     "quit": ("", "leaves, as Ctrl-D does"),
 }
-FOOTER = "Ctrl-C stops an answer. A question that begins with a slash needs a space before it."
+FOOTER = (
+    "Ctrl-C stops an answer. A question that begins with a slash needs a space before it. An empty line asks about "
+    "what is attached."
+)
 
 
 class Talk:
@@ -40,6 +44,7 @@ class Talk:
         self.images, self.videos = list(images), list(videos)
         self.frames, self.settings = frames, settings
         self.terminal = sys.stdin.isatty()
+        self.leaving = False
         if self.terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 gives `input` its editing and history
@@ -50,7 +55,7 @@ class Talk:
             print("Ask something. /help lists the commands, Ctrl-D leaves.")
         if question is not None:
             self._guarded(self._ask, question)
-        while True:
+        while not self.leaving:
             try:
                 line = input(self._prompt() if self.terminal else "")
             except EOFError:
@@ -60,12 +65,11 @@ class Talk:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D leaves)")
                 continue
-            if line.split() == ["/quit"]:
-                return 0
             if line.startswith("/"):
                 self._guarded(self._command, line)
-            elif line.strip():
+            elif line.strip() or self.images or self.videos:
                 self._guarded(self._ask, line.strip())
+        return 0
 
     def _prompt(self) -> str:
         names = [*self.images, *(os.fspath(video.path) for video in self.videos)]
@@ -103,12 +107,14 @@ class Talk:
         self._drop("")
 
     def _command(self, line: str) -> None:
-        name, _, rest = line[1:].partition(" ")
+        name, *rest = re.split(r"\s+", line[1:].rstrip(), maxsplit=1)
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
             guess = f"did you mean /{nearest[0]}?" if nearest else "/help lists them"
             raise ValueError(f"there is no command /{name}; {guess}")
-        getattr(self, f"_{name}")(rest.strip())
+        if rest and not COMMANDS[name][0]:
+            raise ValueError(f"/{name} takes nothing behind it, and there is {rest[0]!r}; the usage is {_usage(name)}")
+        getattr(self, f"_{name}")("".join(rest))
 
     def _image(self, rest: str) -> None:
         files = _files("image", rest)
@@ -141,6 +147,9 @@ class Talk:
         if rest:
             self.conversation.set_system(rest)
         print(f"system message: {self.conversation.system or 'none'}", flush=True)
+
+    def _quit(self, rest: str) -> None:
+        self.leaving = True
 
     def _help(self, rest: str) -> None:
         lines = [f"{_usage(name):<25} {does}" for name, (_, does) in COMMANDS.items()]

@@ -212,6 +212,13 @@ class Processor:
         tokens = self.tokenizer.encode(text)
         return self._encoded(sample, tokens, [False] * len(tokens), tiles)
 
+    def harmless(self, text: str) -> str:
+        """An answer as it may stand in a later prompt: reserved tokens in it with a space, "< img>", are only text."""
+        for token in RESERVED:
+            if token in self.tokenizer:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
     def block(self, tiles: int) -> str:
         """How an image of so many tiles is spelled."""
         return IMAGE_START + IMAGE_CONTEXT * (self.tile_tokens * tiles) + IMAGE_END

@@ -9,6 +9,7 @@ import numpy as np
 
 from ivl3_jax.data.records import ImageSource, Message, Sample, VideoSource
 from ivl3_jax.data.template import ChatTemplate, system_message
+from ivl3_jax.inference.generate import whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Conversation:
         talk.ask("What is written here?", images=["photo.jpg"])
         talk.ask("And in this one?", images=["other.jpg"])
 
-    Every question is asked with all turns before it, images included.
+    Every question is asked with all turns before it, images included. Marks of turns and images that an answer spells
+    are no marks there, see `Processor.harmless`.
 
     Attributes:
         history: the turns so far. A question that could not be asked leaves it as it was. An answer that was left or
@@ -79,8 +81,8 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
@@ -91,8 +93,8 @@ class Conversation:
     def stream(
         self,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        videos: VideoSource | Sequence[VideoSource] = (),
+        images: ImageSource | Sequence[ImageSource] | None = (),
+        videos: VideoSource | Sequence[VideoSource] | None = (),
         *,
         max_new_tokens: int = 1024,
         sampling: Sampling = GREEDY,
@@ -101,8 +103,8 @@ class Conversation:
 
         Args:
             question: may hold `<image>` and `<video>` where one belongs; otherwise they stand in front.
-            images: of this turn: paths, PIL images or tiles, or a single one.
-            videos: of this turn: paths or `Video`s, or a single one.
+            images: of this turn: paths, PIL images or tiles, or a single one; None is none.
+            videos: of this turn: paths or `Video`s, or a single one; None is none.
             max_new_tokens: the answer ends there, or at an end-of-sequence token of the checkpoint.
 
         Yields:
@@ -114,13 +116,12 @@ class Conversation:
         """
         if not isinstance(question, str):
             raise ValueError(f"the question is of type {type(question).__name__}; it must be a str")
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1")
-        images = (images,) if isinstance(images, ImageSource) else tuple(images)
-        videos = (videos,) if isinstance(videos, VideoSource) else tuple(videos)
-        if not question.strip() and not images and not videos:
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
+        shown = () if images is None else (images,) if isinstance(images, ImageSource) else tuple(images)
+        moving = () if videos is None else (videos,) if isinstance(videos, VideoSource) else tuple(videos)
+        if not question.strip() and not shown and not moving:
             raise ValueError("the question is empty and there is no image; ask something")
-        asked = Sample((Message("user", question),), images, videos=videos)
+        asked = Sample((Message("user", question),), shown, videos=moving)
         asked = self.processor.opened(asked, self.processor.max_tiles)
         prompt = self.processor.encode_prompt(self._with_history(asked))
         told = []
@@ -137,7 +138,7 @@ class Conversation:
     def _with_history(self, asked: Sample) -> Sample:
         messages, images = [], []
         for turn in self.history:
-            messages += [Message("user", turn.question), Message("assistant", turn.answer)]
+            messages += [Message("user", turn.question), Message("assistant", self.processor.harmless(turn.answer))]
             images += turn.images
         return dataclasses.replace(asked, messages=(*messages, *asked.messages), images=(*images, *asked.images))
 

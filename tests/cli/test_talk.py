@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,13 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(converse, files):
         "/imgae a.png": "there is no command /imgae; did you mean /image?",
         "/": "there is no command /; /help lists them",
         "/undo": "there is no turn to take back",
+        "/undo 3": "/undo takes nothing behind it, and there is '3'; the usage is /undo",
+        "/drop it": "/drop takes nothing behind it, and there is 'it'",
+        "/reset all of it": "/reset takes nothing behind it, and there is 'all of it'",
+        "/quit now": "/quit takes nothing behind it, and there is 'now'",
+        "/help\tme": "/help takes nothing behind it",
+        "/ quit": "there is no command /; /help lists them",
+        "/video a.png": "a.png: a still picture, not a video; give it as an image",
         "/system <img>": "the system turn contains the special token <img>",
         "<image>?": "1 <image> placeholders for 0 images",
     }
@@ -134,6 +142,22 @@ def test_undo_reset_system_help_quit(converse):
     assert len(out) == 8 + len(COMMANDS) + 1
     assert [text.count("<|im_start|>user") for text in asked] == [1, 1, 2, 1]
     assert [text.startswith("<|im_start|>system\nBe brief.") for text in asked] == [False, False, True, False]
+
+
+def test_commands_are_split_at_any_white_space(converse, files):
+    _, err, asked = converse("/image\ta.png  'two words.png' ", "/video \t clip.mp4\t0 1", "One?", "/quit \t", "Two?")
+    assert err == [] and [text.count("<img>") for text in asked] == [4]
+
+
+def test_a_space_in_front_makes_a_question(converse):
+    _, err, asked = converse("  /quit", "/quit")
+    assert err == [] and "user\n/quit<|im_end|>" in asked[0]
+
+
+def test_an_empty_line_asks_about_what_is_attached(converse, files):
+    out, err, asked = converse("", "/image a.png", " ", "", "/undo")
+    assert err == [] and out == ["answer 1", "taken back: <image>"]
+    assert asked[0].endswith("</img>\n<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_missing_extra_is_a_mistake_too(converse, files, monkeypatch):
@@ -204,6 +228,7 @@ def test_on_a_terminal(files):
 
     try:
         until(b"[a.png] > ")
+        time.sleep(0.5)  # readline shows its prompt a little before it waits for keys, and in between notices no signal
         process.send_signal(signal.SIGINT)
         until(b"(Ctrl-D leaves)")
         until(b"[a.png] > ")
