@@ -21,7 +21,9 @@ setup(
     packages=find_packages(include=["ivl3_jax", "ivl3_jax.*"]),
     package_data={"ivl3_jax.configs": ["*.yaml", "**/*.yaml"]},
     install_requires=[
+        "etils[epath]>=1.9",
         "flax>=0.12.8",
+        "grain>=0.2.18",
         "jax>=0.10.2",
         "jsonargparse[signatures]>=4.49",
         "ml-dtypes>=0.5",
@@ -38,6 +40,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "parity": ["matplotlib>=3.9", "peft>=0.17", "torch>=2.9", "transformers>=5.23"],
         "video": ["av>=14.0"],
+        "parquet": ["pyarrow>=18.0"],
+        "shards": ["array_record>=0.8", "msgpack>=1.0"],
+        "gcs": ["gcsfs>=2024.2"],
         "demo": ["matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.13"],
         "dev": [
             "hypothesis>=6.100",

@@ -18,11 +18,31 @@ def is_writer() -> bool:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """No process leaves this block before all have reached its end."""
-    yield
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("ivl3_jax: checkpoint written")
+def leading() -> Iterator[None]:
+    """What the writer does while the others `follow`; if it fails, they are told, and fail too."""
+    try:
+        yield
+    except BaseException:
+        _agree(False)
+        raise
+    _agree(True)
+
+
+def follow() -> None:
+    """Waits for the writer's next word.
+
+    Raises:
+        RuntimeError: it could not go on.
+    """
+    if not _agree(True):
+        raise RuntimeError("process 0 could not write the checkpoint; its own message says why")
+
+
+def _agree(ok: bool) -> bool:
+    """What the writer says, heard by all processes at once."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(ok)))
 
 
 class ArrayLayers:
@@ -37,6 +57,7 @@ class ArrayLayers:
         return np.dtype(self._leaves[parameter.path].dtype)
 
     def chunks(self, tensor: Tensor) -> Chunks:
+        follow()
         return assemble(tensor, lambda parameter, layer: _to_host(self._leaves[parameter.path], parameter, layer))
 
 

@@ -1,4 +1,4 @@
-"""README.md of a checkpoint directory: where the weights come from, and the last parity report."""
+"""README.md of a checkpoint directory: where the weights come from, and the last parity reports."""
 
 import re
 from collections import Counter
@@ -38,15 +38,22 @@ def write_card(
     kept = Path(source) / CARD if source is not None else None
     text = kept.read_text(encoding="utf-8", errors="replace") if kept is not None and kept.is_file() else ""
     text = text or f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n\n# {name}\n"
+    text = _without_parts(text, "parity .*?")  # it was said of other files
     text = _with_part(text, "provenance", _provenance(origin, config, layout, tensors, source))
-    (directory / CARD).write_text(_with_part(text, "parity", f"## Parity\n\n{NO_REPORT}\n"), encoding="utf-8")
+    text = _with_part(text, "parity none", f"## Parity\n\n{NO_REPORT}")
+    (directory / CARD).write_text(text, encoding="utf-8")
 
 
-def add_report(directory: str | Path, report: Report) -> Path:
-    """Puts a parity report into a directory's model card, in the place of an earlier one; returns the card's path."""
+def add_report(directory: str | Path, report: Report, kind: str) -> Path:
+    """Puts a parity report into a directory's model card, in the place of an earlier one of its kind.
+
+    Returns:
+        The card's path.
+    """
     card = Path(directory) / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(directory).resolve().name}\n"
-    card.write_text(_with_part(text, "parity", f"## {report.title}\n\n{report.body()}"), encoding="utf-8")
+    text = _without_parts(text, "parity none")
+    card.write_text(_with_part(text, f"parity {kind}", f"## {report.title}\n\n{report.body()}"), encoding="utf-8")
     return card
 
 
@@ -56,6 +63,11 @@ def _with_part(text: str, name: str, content: str) -> str:
     part = f"{begin}\n{content.strip()}\n{end}\n"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end) + "\n?", re.DOTALL)
     return pattern.sub(lambda _: part, text) if pattern.search(text) else f"{text.rstrip()}\n\n{part}"
+
+
+def _without_parts(text: str, name: str) -> str:
+    """`text` without the parts of ours whose name matches."""
+    return re.sub(f"<!-- ivl3_jax ({name}) -->.*?<!-- end of ivl3_jax \\1 -->\n?", "", text, flags=re.DOTALL)
 
 
 def _provenance(

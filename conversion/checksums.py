@@ -8,7 +8,7 @@ from pathlib import Path
 from ivl3_jax.hf_config import UNFINISHED
 
 FILE = "SHA256SUMS"
-LINE = re.compile(r"^([0-9a-f]{64}) [ *](\S.*)$")
+LINE = re.compile(r"^([0-9a-fA-F]{64}) [ *](?:\./)*(\S.*)$")
 
 
 def sha256(file: Path) -> str:
@@ -19,7 +19,8 @@ def sha256(file: Path) -> str:
 
 def write_checksums(directory: Path, known: Mapping[str, str]) -> None:
     """Lists every file of a directory but the model card, which is for people to edit; `known` sums are not redone."""
-    files = sorted({file.name for file in directory.iterdir() if file.suffix != ".md"} - {FILE, UNFINISHED})
+    there = {file.name for file in directory.iterdir() if file.is_file() and file.suffix != ".md"}
+    files = sorted(there - {FILE, UNFINISHED})
     lines = [f"{known.get(name) or sha256(directory / name)}  {name}\n" for name in files]
     (directory / FILE).write_text("".join(lines), encoding="utf-8")
 
@@ -36,13 +37,17 @@ def check_weights(directory: Path, report: Callable[[int, int], None]) -> None:
     if not listed.is_file():
         return
     expected = {}
-    for number, line in enumerate(listed.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(listed.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         match = LINE.match(line)
         if match is None:
             raise ValueError(f"{listed}:{number}: {line[:100]!r} is not a SHA-256 in hexadecimal and a file name")
-        expected[match[2]] = match[1]
+        expected[match[2]] = match[1].lower()
     # A weight file that is missing is for the index to tell; the other files a user may change.
-    files = [file for file in sorted(directory.glob("*.safetensors")) if file.name in expected]
+    weights = sorted(directory.glob("*.safetensors"))
+    files = [file for file in weights if file.name in expected]
+    if len(files) < len(weights):
+        absent = ", ".join(file.name for file in weights if file not in files)
+        raise ValueError(f"{listed} does not list {absent}; complete it, or remove it")
     total, done = sum(file.stat().st_size for file in files), 0
     for file in files:
         report(done, total)

@@ -51,7 +51,6 @@ def convert(
     config = resolve_tying(source, read_config(source))
     with open_weights(source) as file:
         layers = DirectoryLayers(file, config)
-        check_weights(source, partial(report, "checking"))
         write_layers(
             layers,
             config,
@@ -61,7 +60,8 @@ def convert(
             max_shard_bytes=max_shard_bytes,
             copy_from=source,
             identity={"from": _files(source), "layout": layout, "dtype": dtype, "max_shard_bytes": max_shard_bytes},
-            report=partial(report, "writing"),
+            check=partial(check_weights, source, partial(report, "checking")),
+            report=report,
         )
     return config
 

@@ -82,12 +82,6 @@ class Layout:
         """A whole tensor of theirs [*their_shape] as ours [*our_shape], same dtype."""
         return self._view(tensor).reshape(self.our_shape)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """A whole array of ours [*our_shape] as theirs [*their_shape], same dtype, where the tensor holds no other."""
-        tensor = np.empty(self.their_shape, array.dtype)
-        self.put(array, tensor)
-        return tensor
-
     def put(self, array: np.ndarray, tensor: np.ndarray) -> None:
         """Writes a whole array of ours [*our_shape] to its place in a contiguous tensor of theirs [*their_shape]."""
         _copy(array.reshape([self._sizes[axis] for axis in self._our_axes]), self._view(tensor))

@@ -226,11 +226,11 @@ ROWS: tuple[Row, ...] = (
     ),
 )
 
-# Other spellings of the same `-hf` tensors: transformers 4.52 wrote the prefixes without `model.`, and InternVL's own
-# converter leaves the ViT's qk-norm under its original name.
+# Other spellings of the same `-hf` tensors: transformers 4.52 wrote the prefixes without `model.`, and so does a model
+# saved without its output projection; InternVL's own converter leaves the ViT's qk-norm under its original name.
 _SPELLINGS = (
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.(model\.)?"), "model.language_model."),
     (re.compile(r"^(vision_tower|multi_modal_projector)\."), r"model.\1."),
     (re.compile(r"(vision_tower\..*)\.attn\.([qk]_norm)\."), r"\1.attention.\2."),
 )

@@ -18,7 +18,8 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion import tolerances
 from ivl3_jax.conversion.checkpoint import load
 from ivl3_jax.conversion.comparison import Difference, Report, compare, difference
-from ivl3_jax.conversion.lora import open_weights
+from ivl3_jax.conversion.lora import LoraDirectory, open_weights
+from ivl3_jax.conversion.names import layout_of
 from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.layers import taps
@@ -172,6 +173,11 @@ def check(
     config = resolve_tying(directory, read_config(directory))
     with open_weights(directory) as file:
         match_names(file, config)  # a broken checkpoint is told of here rather than by the reference
+        if isinstance(file, LoraDirectory):
+            raise ValueError(
+                f"{directory} has LoRA adapters that are not merged, which the reference does not read; merge them "
+                f"first: ivl3 convert SOURCE DESTINATION --layout {layout_of(file.tensors)}"
+            )
     check_length(config, tokens, tiles)
     batch = example_batch(config, tokens, tiles, seed)
     began = time.perf_counter()

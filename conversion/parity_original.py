@@ -62,15 +62,9 @@ def load(directory: Path, dtype: torch.dtype) -> tuple[InternVLForConditionalGen
         The model, and the names of biases which Llama's class has and the checkpoint has not; these are zeros.
 
     Raises:
-        ValueError: adapters are not merged; or the tensors are not those of the model that config.json describes.
+        ValueError: the tensors are not those of the model that config.json describes.
     """
     files = _files(directory)
-    adapters = [name for name in files if ".lora_" in name]
-    if adapters:
-        raise ValueError(
-            f"{directory} has LoRA adapters that are not merged ({len(adapters)} tensors such as {adapters[0]}), which "
-            "the reference does not read; merge them first: ivl3 convert SOURCE DESTINATION --layout original"
-        )
     config = read_config(directory, files)
     state = {name: tensor.to(dtype) for name, tensor in _tensors(files, config)}
     if config.tie_word_embeddings and "lm_head.weight" in state:

@@ -97,8 +97,12 @@ def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str,
     complaints = []
     if missing:
         complaints.append(f"Missing tensors, {len(missing)}: {_some(missing)}")
-        if head in missing:
-            complaints.append(f"Without {head} the model is tied: set tie_word_embeddings to true in config.json")
+        if missing == [head]:
+            field = "llm_config.tie_word_embeddings" if layout == "original" else "tie_word_embeddings"
+            complaints.append(
+                f"If the embedding table is the output projection too, set {field} to true in config.json; else the "
+                "weights are not whole: a shard was lost, or its index is wrong"
+            )
     if surplus:
         complaints.append(f"Tensors without a place in the model, {len(surplus)}: {_some(surplus)}")
     if complaints:

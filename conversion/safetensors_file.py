@@ -8,7 +8,7 @@ data_offsets}; the tensors' bytes.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
+
+from ivl3_jax.hf_config import refuse_adapter
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -91,7 +93,7 @@ class SafetensorsDirectory:
             rows, columns: what to read, steps of one.
 
         Returns:
-            [rows, columns] in the tensor's dtype.
+            [rows, columns] in the tensor's dtype, or in a wider one to be rounded by the caller.
         """
         info, dtype = self.tensors[name], self.dtype(name)
         if len(columns) < width and len(columns) * dtype.itemsize >= SEEK_BYTES:
@@ -126,6 +128,7 @@ def _tensors(directory: Path) -> dict[str, TensorInfo]:
         return dict(_header(single))
     if index.is_file():
         return _indexed(index)
+    refuse_adapter(directory)
     shards = sorted(file.name for file in directory.glob("*.safetensors"))
     if shards:
         raise FileNotFoundError(f"{index} does not exist, but shards do ({', '.join(shards[:3])}); they need the index")
@@ -161,6 +164,9 @@ def _indexed(index: Path) -> dict[str, TensorInfo]:
     for tensor, name in weight_map.items():
         if tensor not in found or found[tensor].file.name != name:
             raise ValueError(f"{index}: weight_map says that {name} holds {tensor}, but that file does not")
+    for tensor, info in found.items():
+        if tensor not in weight_map:
+            raise ValueError(f"{index}: weight_map lacks {tensor}, which {info.file.name} holds; it must list all")
     return found
 
 
@@ -178,6 +184,7 @@ def _header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
                 "safetensors"
             )
         header = _json(file, stream.read(length))
+    parts = []
     for name, fields in header.items():
         if name == "__metadata__":
             continue
@@ -199,7 +206,23 @@ def _header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
                 f"{file}: corrupt header, tensor {name} of dtype {dtype} and shape {list(shape)} has {end - begin} "
                 f"bytes instead of {math.prod(shape) * DTYPES[dtype].itemsize}"
             )
+        parts.append((begin, end, name))
         yield name, TensorInfo(file, dtype, shape, 8 + length + begin)
+    _check_cover(file, sorted(parts), size - 8 - length)
+
+
+def _check_cover(file: Path, parts: Sequence[tuple[int, int, str]], size: int) -> None:
+    """As the format asks, each byte behind the header belongs to one tensor; `parts` are (begin, end, name), sorted."""
+    at, before = 0, "the header"
+    for begin, end, name in parts:
+        if begin != at:
+            what = "shares bytes with" if begin < at else "leaves a gap behind"
+            raise ValueError(
+                f"{file}: corrupt header, tensor {name} {what} {before}: its bytes begin at {begin} instead of {at}"
+            )
+        at, before = end, name
+    if at != size:
+        raise ValueError(f"{file}: corrupt, {size - at} bytes follow the last tensor, {before}; none may")
 
 
 def _json(file: Path, content: bytes) -> dict[str, Any]:

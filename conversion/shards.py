@@ -88,7 +88,20 @@ def write_shard(
 
     Returns:
         The file's SHA-256 as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
     """
+    try:
+        return _write(file, tensors, chunks, wrote)
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+def _write(
+    file: Path, tensors: Sequence[Tensor], chunks: Callable[[Tensor], Chunks], wrote: Callable[[int], None]
+) -> str:
     digest, hashed = hashlib.sha256(), Future()
     hashed.set_result(None)
     # Hashing takes as long as everything else; it runs one chunk behind.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import ivl3_jax
+from ivl3_jax.data.collate import collate
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import Message, Sample
 from ivl3_jax.layers import taps
@@ -21,7 +22,7 @@ def main(checkpoint: str, picture: str, question: str) -> None:
     model = ivl3_jax.load(checkpoint)
     processor = Processor.from_directory(checkpoint)
     prompt = processor.encode_prompt(Sample((Message("user", question),), (picture,)))
-    batch = processor.collate([[prompt]], tokens=len(prompt), tiles=len(prompt.tiles), segments=1)
+    batch = collate(processor, [[prompt]], tokens=len(prompt), tiles=len(prompt.tiles), segments=1)
 
     @jax.jit
     def inside(params: dict, batch: ivl3_jax.Batch) -> dict[str, jax.Array]:

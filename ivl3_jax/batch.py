@@ -28,7 +28,8 @@ class Batch(NamedTuple):
         visual_index: int32 [B, S], which row of the visual-token table [T * tile_tokens] of its own batch row a
             position takes instead of its token's embedding, or -1.
         source_id: int32 [B, G], the data source of each segment, for loss by data set.
-        pair_id: int32 [B, G], links the chosen and the rejected answer of a preference pair, -1 if none.
+        pair_id: int32 [B, G], links the chosen and the rejected answer of a preference pair, -1 if none. Both are in
+            one row, which counts its pairs from 0, and their visual positions take the same rows of the table.
         chosen: bool [B, G], True for the chosen answer of a pair.
     """
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ROPE_TYPES = ("default", "dynamic")
-FAMILIES = ("qwen2", "internlm2", "internlm3")
+INTERNLM = ("internlm2", "internlm3")
+FAMILIES = ("qwen2", *INTERNLM)
 
 # ImageNet statistics of RGB in 0..1, by which every published size has its pixels normalised.
 IMAGE_MEAN = (0.485, 0.456, 0.406)

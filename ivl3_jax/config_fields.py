@@ -5,6 +5,8 @@ from typing import Any
 
 from ivl3_jax.config import ROPE_TYPES, RopeScaling
 
+MOST_LAYERS = 1000  # far beyond every model; each has names of its own, which are all in memory
+
 
 class Fields:
     """One section of a config.json, whose complaints say the file, the place and what would be valid."""
@@ -82,11 +84,30 @@ class Fields:
             )
         return round(1 / ratio)
 
+    def layers(self) -> int:
+        found = self.whole("num_hidden_layers")
+        if found > MOST_LAYERS:
+            raise ValueError(f"{self.file}: {self.place}num_hidden_layers is {found}; it must be at most {MOST_LAYERS}")
+        return found
+
     def decoder(self) -> dict[str, Any]:
         """The arguments of DecoderConfig that every language model's section states alike."""
         heads, width, rope = self.whole("num_attention_heads"), self.whole("hidden_size"), self.rope()
+        self.expect("hidden_act", ("silu",), absent="silu")
+        # Published files state a window, of so many layers, beside saying that it is not used.
+        self.expect("use_sliding_window", (False,), "full causal attention", absent=False)
+        kinds = self.get("layer_types", ()) or ()
+        if not isinstance(kinds, list | tuple) or any(kind != "full_attention" for kind in kinds):
+            raise ValueError(
+                f"{self.file}: {self.place}layer_types is {kinds!r}; supported: 'full_attention' for every layer"
+            )
+        trained = self.whole("max_position_embeddings")
+        for part in (self, rope):
+            part.expect("partial_rotary_factor", (1, None), "the whole of every head is rotated", absent=1)
+            name, why = "original_max_position_embeddings", "the same as max_position_embeddings"
+            part.expect(name, (trained, None), why, absent=trained)
         return {
-            "layers": self.whole("num_hidden_layers"),
+            "layers": self.layers(),
             "width": width,
             "heads": heads,
             "kv_heads": self.whole("num_key_value_heads"),
@@ -96,7 +117,7 @@ class Fields:
             "vocab": self.whole("vocab_size"),
             "rope_theta": rope.number("rope_theta"),
             "rope_scaling": rope.scaling(),
-            "max_positions": self.whole("max_position_embeddings"),
+            "max_positions": trained,
             "norm_eps": self.number("rms_norm_eps"),
             "initializer_range": self.number("initializer_range", 0.02),
         }
@@ -104,6 +125,8 @@ class Fields:
     def scaling(self) -> RopeScaling:
         """The scaling that a section as `rope` gives it states."""
         kind, factor = self.get("rope_type"), self.number("factor", 1.0)
+        if kind == "dynamic" and "factor" not in self.fields:
+            raise ValueError(f"{self.file}: {self.place}rope factor is missing; rope of the type {kind!r} needs it")
         try:
             return RopeScaling(kind, factor)
         except ValueError as error:

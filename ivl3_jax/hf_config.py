@@ -4,19 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
+from ivl3_jax.config import INTERNLM, DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.config_fields import Fields
 from ivl3_jax.original_config import MODEL_TYPE as ORIGINAL
 from ivl3_jax.original_config import from_original, image_token_id
+from ivl3_jax.written_fields import source_fields, token_ids
 
 UNFINISHED = "unfinished.json"  # a directory that holds it is not complete
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, without the model that they adapt
+FAMILY = "internlm_family"  # our own field, which transformers passes over: whose class it is in the original layout
 
 
 def read_config(directory: str | Path) -> InternVLConfig:
     """Reads `config.json` of a checkpoint directory, in the `-hf` or the original layout.
 
     Raises:
-        NotADirectoryError: it is a file. FileNotFoundError: no such directory, or no config.json there.
+        NotADirectoryError: it is a file. FileNotFoundError: no such directory, or no config.json there; a peft adapter.
         ValueError: not JSON, or a field is missing, unsupported or contradictory.
     """
     file = Path(directory) / "config.json"
@@ -29,6 +32,7 @@ def read_config(directory: str | Path) -> InternVLConfig:
             f"{directory} is unfinished: writing it was interrupted; repeat the command that wrote it, or remove it"
         )
     if not file.is_file():
+        refuse_adapter(file.parent)
         raise FileNotFoundError(f"{file} does not exist; a checkpoint directory holds config.json and safetensors")
     try:
         fields = json.loads(file.read_bytes())
@@ -37,6 +41,20 @@ def read_config(directory: str | Path) -> InternVLConfig:
     if isinstance(fields, dict) and fields.get("model_type") == ORIGINAL:
         return from_original(fields, image_token_id(directory), file)
     return from_hf(fields, file)
+
+
+def refuse_adapter(directory: Path) -> None:
+    """For a directory that lacks a model.
+
+    Raises:
+        FileNotFoundError: it holds a peft adapter; the message says how that becomes a model.
+    """
+    if found := [name for name in ADAPTERS if (directory / name).is_file()]:
+        raise FileNotFoundError(
+            f"{directory} holds a peft adapter ({found[0]}) without the model that it adapts; merge it into that: "
+            f"peft.PeftModel.from_pretrained(BASE, '{directory}').merge_and_unload().save_pretrained(DIRECTORY), with "
+            "BASE the model that it was trained on, opened by transformers"
+        )
 
 
 def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternVLConfig:
@@ -51,15 +69,13 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
     vision.expect("use_mean_pooling", (True,), "without it a final LayerNorm follows the ViT", absent=True)
     vision.expect("use_absolute_position_embeddings", (True,), absent=True)
     vision.expect("num_channels", (3,), absent=3)
-    text.expect("hidden_act", ("silu",), absent="silu")
-    text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
     tied = (top if "tie_word_embeddings" in fields else text).flag("tie_word_embeddings")
     qwen = text.get("model_type") == "qwen2"
     if qwen:
         text.expect("attention_bias", (False,), absent=False)
         text.expect("mlp_bias", (False,), absent=False)
     vision_config: dict[str, Any] = {
-        "layers": vision.whole("num_hidden_layers"),
+        "layers": vision.layers(),
         "width": vision.whole("hidden_size"),
         "heads": vision.whole("num_attention_heads"),
         "mlp": vision.whole("intermediate_size"),
@@ -73,13 +89,16 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         "drop_path": vision.number("drop_path_rate", 0.0),
         "initializer_range": vision.number("initializer_range", 0.02),
     }
-    bias = text.flag("attention_bias", False)
+    bias, mlp_bias = text.flag("attention_bias", False), text.flag("mlp_bias", False)
+    # Without a word of it InternLM2, whose class the published checkpoints have, but for biases that it cannot have.
+    internlm = "internlm3" if mlp_bias else "internlm2"
+    text.expect(FAMILY, INTERNLM, absent=internlm)
     decoder_config = text.decoder() | {
         "qkv_bias": qwen or bias,
         "out_bias": bias,
-        "mlp_bias": text.flag("mlp_bias", False),
+        "mlp_bias": mlp_bias,
         "tie_embeddings": tied,
-        "family": "qwen2" if qwen else "internlm2",
+        "family": "qwen2" if qwen else text.get(FAMILY, internlm),
     }
     image_token_id, select_layer = top.whole("image_token_id", 0), top.whole("vision_feature_layer", None)
     downsample = top.downsample()
@@ -95,8 +114,11 @@ def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternV
         raise ValueError(f"{file}: {error}") from None
 
 
-def to_hf(config: InternVLConfig) -> dict[str, Any]:
+def to_hf(config: InternVLConfig, source: str | Path | None = None) -> dict[str, Any]:
     """The fields of an `-hf` config.json that transformers (4.52 and later) reads; inverse of `from_hf`.
+
+    Args:
+        source: a checkpoint directory in either layout, whose ids of special tokens are kept.
 
     Raises:
         ValueError: the decoder's biases have no `-hf` form.
@@ -108,6 +130,11 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             f"a {d.family} decoder with qkv_bias {d.qkv_bias}, out_bias {d.out_bias} and mlp_bias {d.mlp_bias} has no "
             "`-hf` form: transformers' Qwen2 has biases of q, k and v only, its Llama of all four projections or none"
         )
+    top_ids, text_ids = token_ids(source_fields(source))
+    if qwen:
+        of_class: dict[str, Any] = {"use_sliding_window": False}
+    else:
+        of_class = {"attention_bias": d.qkv_bias, "mlp_bias": d.mlp_bias, FAMILY: d.family}
     rope = {"rope_theta": d.rope_theta, "rope_type": d.rope_scaling.type}
     if d.rope_scaling.type != "default":
         rope["factor"] = d.rope_scaling.factor
@@ -121,6 +148,7 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
         "vision_feature_layer": config.select_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": d.tie_embeddings,
+        **top_ids,
         "vision_config": {
             "model_type": "internvl_vision",
             "num_hidden_layers": v.layers,
@@ -158,6 +186,7 @@ def to_hf(config: InternVLConfig) -> dict[str, Any]:
             "tie_word_embeddings": d.tie_embeddings,
             "initializer_range": d.initializer_range,
             "hidden_act": "silu",
-            **({"use_sliding_window": False} if qwen else {"attention_bias": d.qkv_bias, "mlp_bias": d.mlp_bias}),
+            **of_class,
+            **text_ids,
         },
     }

@@ -6,10 +6,19 @@ from typing import Any
 
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.config_fields import Fields
+from ivl3_jax.written_fields import source_fields, token_ids
 
 MODEL_TYPE = "internvl_chat"
+TEMPLATE = "internvl2_5"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 QWEN_IMAGE_TOKEN = 151667  # of every published size with a Qwen2.5 decoder
+# Where transformers finds the authors' code, in files beside config.json.
+_MODEL = "modeling_internvl_chat.InternVLChatModel"
+AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": _MODEL,
+    "AutoModelForCausalLM": _MODEL,
+}
 # The decoder's class in `llm_config.architectures`, and our name of it.
 ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
@@ -55,9 +64,10 @@ def from_original(
     top = Fields(fields, str(file))
     vision, text = top.section("vision_config"), top.section("llm_config")
     top.expect("ps_version", ("v2",), "the order of pixel unshuffle", absent="v2")
+    top.expect("template", (TEMPLATE,), "the chat text of InternVL2.5 and 3", absent=TEMPLATE)
+    top.expect("image_fold", (None, 0), "no tile is cut again", absent=0)
+    top.expect("pad2square", (False,), "tiles are not padded", absent=False)
     vision.expect("hidden_act", ("gelu",), absent="gelu")
-    text.expect("hidden_act", ("silu",), absent="silu")
-    text.expect("use_sliding_window", (False,), "full causal attention", absent=False)
     stated = text.get("architectures")
     if not isinstance(stated, list) or len(stated) != 1 or stated[0] not in tuple(ARCHITECTURES):
         raise ValueError(
@@ -74,7 +84,7 @@ def from_original(
     downsample = top.downsample()
     selected = top.whole("select_layer", None) if "select_layer" in fields else -1
     vision_config: dict[str, Any] = {
-        "layers": vision.whole("num_hidden_layers"),
+        "layers": vision.layers(),
         "width": vision.whole("hidden_size"),
         "heads": vision.whole("num_attention_heads"),
         "mlp": vision.whole("intermediate_size"),
@@ -109,7 +119,8 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
     """The fields of an original config.json; inverse of `from_original`.
 
     Args:
-        source: a checkpoint directory; if its config.json is an original one, its other fields are kept.
+        source: a checkpoint directory, whose ids of special tokens are kept; and if its config.json is an original one,
+            its other fields too.
 
     Raises:
         ValueError: the family's own code has no such biases.
@@ -156,20 +167,24 @@ def to_original(config: InternVLConfig, source: str | Path | None = None) -> dic
     }
     top = {
         "architectures": ["InternVLChatModel"],
+        "auto_map": AUTO_MAP,
         "model_type": MODEL_TYPE,
         "downsample_ratio": 1 / config.projector.downsample,
         "force_image_size": v.image_size,
         "select_layer": config.select_layer,
         "ps_version": "v2",
-        "template": "internvl2_5",
+        "template": TEMPLATE,
         "dynamic_image_size": True,
         "use_thumbnail": True,
         "min_dynamic_patch": 1,
         "max_dynamic_patch": 12,
         "tie_word_embeddings": d.tie_embeddings,
     }
-    kept = _original_fields(source)
-    if not kept:  # our own addition, for a checkpoint without tokenizer files; the remote code passes over it
+    kept = source_fields(source)
+    if kept.get("model_type") != MODEL_TYPE:
+        top_ids, text_ids = token_ids(kept)
+        kept = top_ids | {"llm_config": text_ids}
+        # Our own addition, for a checkpoint without tokenizer files; the remote code passes over it.
         top["img_context_token_id"] = config.image_token_id
     # Adapters were merged when the weights were read.
     kept |= {name: 0 for name in ("use_backbone_lora", "use_llm_lora") if name in kept}
@@ -199,10 +214,3 @@ def _bias_fields(d: DecoderConfig) -> dict[str, bool]:
     if {"out_bias": False, "mlp_bias": False} | written != wanted:
         raise ValueError(f"a decoder of the family {d.family} cannot have {wanted}: its own code has no such variant")
     return fields
-
-
-def _original_fields(source: str | Path | None) -> dict[str, Any]:
-    """An original checkpoint's own config.json, or nothing."""
-    file = None if source is None else Path(source) / "config.json"
-    fields = json.loads(file.read_bytes()) if file and file.is_file() else {}
-    return fields if fields.get("model_type") == MODEL_TYPE else {}

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NoReturn
 
 from ivl3_jax.cli import UsageError
@@ -79,9 +80,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _fraction(text: str) -> float:
-    numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / (float(denominator) if slash else 1)
+        return float(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/4") from None
 

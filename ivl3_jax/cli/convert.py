@@ -23,7 +23,7 @@ def settings(
 
     Args:
         source: checkpoint directory in either layout.
-        destination: directory to write; it must not exist, or be empty.
+        destination: directory to write; it must not exist, or be empty, or hold an interrupted conversion.
         layout: of the destination, `original` for the authors' remote code.
         dtype: of all tensors; by default each keeps its own, and the conversion is exact.
         max_shard_gb: a larger checkpoint is split into several files.
@@ -41,12 +41,13 @@ def run(argv: list[str]) -> int:
     )
     if not chosen.max_shard_gb > 0:
         raise UsageError(f"--max-shard-gb is {chosen.max_shard_gb}; it must be more than 0")
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 
     from ivl3_jax.conversion.convert import convert
 
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress("{task.description}", *columns) as progress:
+    with Progress("{task.description}", *columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(phase: str, done: int, total: int) -> None:

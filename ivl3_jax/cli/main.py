@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": "ivl3_jax.cli.convert",
     "parity": "ivl3_jax.cli.parity",
     "train": "ivl3_jax.cli.train",
+    "data": "ivl3_jax.cli.data",
     "demo": "ivl3_jax.cli.demo",
 }
 

@@ -2,9 +2,13 @@
 
 # The extra that brings a module, for a message when it is absent.
 EXTRAS = {
+    "array_record": "shards",
     "av": "video",
+    "gcsfs": "gcs",
     "libtpu": "tpu",
     "matplotlib": "demo",
+    "msgpack": "shards",
+    "pyarrow": "parquet",
     "sklearn": "demo",
     "torch": "parity",
     "transformers": "parity",

@@ -58,9 +58,10 @@ def run(argv: list[str]) -> int:
     if output:
         console.print("written: " + ", ".join(str(file) for file in report.write(output)))
     if card:
+        kind = "with another" if other else "processor" if processor else "with PyTorch"
         from ivl3_jax.conversion.card import add_report
 
-        console.print(f"written: {add_report(other or directory, report)}")
+        console.print(f"written: {add_report(other or directory, report, kind)}")
     return 0 if report.ok else 1
 
 

@@ -5,52 +5,98 @@ consequences a user may not expect: an EXIF orientation is not applied, transpar
 16-bit greys are clipped at 255 rather than scaled. The model was trained on exactly that.
 """
 
+import io
 import os
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ivl3_jax.data.records import ImageSource
+from ivl3_jax.config import IMAGE_MEAN
+from ivl3_jax.data.faults import Fault
+from ivl3_jax.data.files import is_remote, read_bytes
+from ivl3_jax.data.records import ImageSource, Stored
+
+T = TypeVar("T")
+
+PADDING = tuple(int(mean * 255) for mean in IMAGE_MEAN)
+"""The colour that fills an image up to a square, RGB."""
 
 
 def open_image(source: ImageSource) -> Image.Image:
     """Reads an image completely and converts it to RGB.
 
     Args:
-        source: a path, or a PIL image (which is left as it is).
+        source: a path, which may be remote, the bytes of a file, or a PIL image (which is left as it is).
 
     Returns:
-        A PIL image of mode RGB.
+        A PIL image of mode RGB, not to be drawn on: where `source` is one, it may be the same.
 
     Raises:
-        ValueError: the file is missing, truncated, no image, or a decompression bomb (more than twice
+        Fault: the file is missing, truncated, no image, or a decompression bomb (more than twice
             `PIL.Image.MAX_IMAGE_PIXELS`); the message names the file.
     """
+    return _look(source, _rgb)
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(width, height) of an image in pixels, of which no more than the header is read.
+
+    Raises:
+        Fault: as `open_image`, as far as a header tells.
+    """
+    return _look(source, lambda image: image.size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()  # what is RGB already is not copied, as `convert` would
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _look(source: ImageSource, at: Callable[[Image.Image], T]) -> T:
     try:
         if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(source) as image:
-            return image.convert("RGB")
+            return at(source)
+        with Image.open(_at_hand(source)) as image:
+            return at(image)
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
-        raise ValueError(f"{_name(source)}: {_trouble(source, error)}") from error
+        bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        raise Fault("bomb" if bomb else "image", f"{name_of(source)}: {_trouble(source, error)}") from error
 
 
-def _name(source: ImageSource) -> str:
+def _at_hand(source: ImageSource) -> Any:
+    """What Pillow opens: a local path as it is, anything else as a stream of its bytes."""
+    if isinstance(source, Stored):
+        return io.BytesIO(source.data)
+    return io.BytesIO(read_bytes(source)) if isinstance(source, str) and is_remote(source) else source
+
+
+def name_of(source: ImageSource) -> str:
+    """What messages call an image."""
+    if isinstance(source, Stored):
+        return source.name
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"PIL image of mode {source.mode}"
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image of type {type(source).__name__}"
 
 
 def _trouble(source: ImageSource, error: Exception) -> str:
-    if not isinstance(source, str | os.PathLike | Image.Image):
+    if not isinstance(source, str | os.PathLike | Stored | Image.Image):
         return "an image must be given as a path or as a PIL image"
     if isinstance(error, FileNotFoundError):
         return "no such image file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"refused as a possible decompression bomb ({error})"
-    if not isinstance(source, Image.Image) and os.path.isfile(source) and not os.path.getsize(source):
+    if isinstance(source, Stored):
+        empty = not source.data
+    else:
+        empty = not isinstance(source, Image.Image) and os.path.isfile(source) and not os.path.getsize(source)
+    if empty:
         return "cannot be read as an image: the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot be read as an image (UnidentifiedImageError: its format is not known)"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 
@@ -87,10 +133,11 @@ def choose_grid(width: int, height: int, min_tiles: int, max_tiles: int, size: i
         (columns, rows).
 
     Raises:
-        ValueError: the image has no pixels, or no grid lies within the bounds.
+        Fault: the image has no pixels.
+        ValueError: no grid lies within the bounds.
     """
     if width < 1 or height < 1:
-        raise ValueError(f"the image is {width} x {height} pixels; it must be at least 1 x 1")
+        raise Fault("image", f"the image is {width} x {height} pixels; it must be at least 1 x 1")
     aspect = width / height
     best, best_distance = (1, 1), float("inf")
     for cols, rows in _grids(min_tiles, max_tiles):
@@ -116,13 +163,45 @@ def tile_image(image: ImageSource, size: int, min_tiles: int, max_tiles: int, th
         uint8 [tiles, size, size, 3], RGB, not normalised.
 
     Raises:
-        ValueError: the image cannot be read, or no grid lies within the bounds.
+        Fault: the image cannot be read.
+        ValueError: no grid lies within the bounds.
     """
     rgb = open_image(image)
-    cols, rows = choose_grid(*rgb.size, min_tiles, max_tiles, size)
+    grid = choose_grid(*rgb.size, min_tiles, max_tiles, size)
+    return cut(rgb, grid, np.empty((tiles_of(grid, thumbnail), size, size, 3), np.uint8))
+
+
+def tiles_of(grid: tuple[int, int], thumbnail: bool) -> int:
+    """The tiles of an image in a grid of (columns, rows), counting the thumbnail that follows several."""
+    tiles = grid[0] * grid[1]
+    return tiles + (thumbnail and tiles > 1)
+
+
+def cut(rgb: Image.Image, grid: tuple[int, int], out: np.ndarray) -> np.ndarray:
+    """Cuts an RGB image as `tile_image` does.
+
+    Args:
+        grid: (columns, rows).
+        out: where the tiles go, uint8 [tiles, size, size, 3]: as many as the grid has, or one more for the thumbnail.
+
+    Returns:
+        `out`.
+    """
+    (cols, rows), size = grid, out.shape[1]
     whole = np.asarray(rgb.resize((cols * size, rows * size), Image.Resampling.BICUBIC))
-    tiles = whole.reshape(rows, size, cols, size, 3).swapaxes(1, 2).reshape(rows * cols, size, size, 3)
-    if thumbnail and len(tiles) > 1:
-        small = np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
-        tiles = np.concatenate([tiles, small[None]])
-    return np.ascontiguousarray(tiles)
+    by_place = out[: rows * cols].reshape(rows, cols, size, size, 3)
+    by_place[:] = whole.reshape(rows, size, cols, size, 3).swapaxes(1, 2)
+    if len(out) > rows * cols:
+        out[-1] = np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    return out
+
+
+def square(rgb: Image.Image) -> Image.Image:
+    """The image in the middle of a square of `PADDING`; the odd pixel goes to the right or below."""
+    width, height = rgb.size
+    if width == height:
+        return rgb
+    side = max(width, height)
+    padded = Image.new("RGB", (side, side), PADDING)
+    padded.paste(rgb, ((side - width) // 2, (side - height) // 2))
+    return padded

@@ -1,102 +1,197 @@
-"""Samples in a keyed order to full batches."""
+"""The batches of a host: one row of each of its streams, made by worker processes, and a state to go on from."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count as count_from
-from typing import Any, TypeVar
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
+import grain
 import numpy as np
+from absl import flags
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.data.encoded import Encoded
-from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import Sample
+from ivl3_jax.data.collate import collate
+from ivl3_jax.data.faults import Skip
+from ivl3_jax.data.prefetch import prefetch
+from ivl3_jax.data.stream import Feed, Stream, StreamState
 
-T = TypeVar("T")
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(count), a pure function of (seed, epoch): int64 [count]."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+States = Mapping[int, StreamState]
 
 
-def batches(
-    samples: Callable[[int], Sample],
-    count: int,
-    processor: Processor,
-    *,
-    rows: int,
-    tokens: int,
-    tiles: int,
-    segments: int,
-    seed: int = 0,
-    epochs: int | None = None,
-    weighting: str = "square",
-) -> Iterator[Batch]:
-    """Encodes samples in shuffled order and packs them, first come first served.
+class Step(NamedTuple):
+    """What a process makes of its streams for one batch: their rows, the states after them, what was left out."""
 
-    A sample goes to the first row of the batch in the making that has room for its tokens and its tiles. When none has,
-    the batch is complete and the sample opens the next; batches therefore run on across epochs.
+    streams: list[int]
+    rows: Batch
+    states: list[dict[str, Any]]
+    skips: list[Skip]
 
-    Args:
-        samples: index -> sample, for 0 <= index < count.
-        count: number of samples.
-        processor: encodes them.
-        rows, tokens, tiles, segments: B, S, T and G, the static shape of every batch.
-        seed: of the order, together with the number of the epoch.
-        epochs: how often every sample is seen; None goes on forever. At the end a last batch may have empty rows.
-        weighting: see `Processor.collate`.
 
-    Yields:
-        Batches of numpy arrays.
+class Loader:
+    """Iterates over batches of numpy arrays, [rows of this host, ...].
 
-    Raises:
-        ValueError: there are no samples, or a sample is faulty or does not fit into an empty row; the message says
-            where it came from.
+    Row r of the global batch is stream r of the mixture, so neither the number of hosts nor that of workers changes any
+    row. `state` after a batch, or the union of all hosts' states, begins a loader that goes on with the next one.
     """
-    if count < 1:
-        raise ValueError(f"there are {count} samples; at least one is needed")
-    open_rows: list[list[Encoded]] = [[] for _ in range(rows)]
-    for epoch in count_from() if epochs is None else range(epochs):
-        for index in epoch_order(count, seed, epoch):
-            sample = processor.encode(samples(int(index)))
-            _check_fits(sample, tokens, tiles)
-            room = (row for row in open_rows if _fits(sample, row, tokens, tiles, segments))
-            if (row := next(room, None)) is None:
-                yield processor.collate(open_rows, tokens, tiles, segments, weighting)
-                open_rows = [[] for _ in range(rows)]
-                row = open_rows[0]
-            row.append(sample)
-    if any(open_rows):
-        yield processor.collate(open_rows, tokens, tiles, segments, weighting)
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        host: int = 0,
+        hosts: int = 1,
+        workers: int = 0,
+        ahead: int = 2,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts the workers.
+
+        Args:
+            feed: the same on all hosts.
+            host, hosts: which of how many this is; hosts must divide the mixture's streams.
+            workers: processes that read; 0 reads in a thread of this one. More than a host's streams are not started.
+            ahead: batches that are made before they are asked for.
+            state: of an earlier loader of the same feed, with whatever number of hosts and workers.
+
+        Raises:
+            ValueError: the numbers do not fit one another, or the state is not of this feed.
+        """
+        streams = _share(feed, host, hosts)
+        self._states = _restored(streams, feed, state)
+        self.skipped: Counter[str] = Counter()
+        self._identity = identity(feed)
+        self._skips: list[Skip] = []
+        steps = _Steps(feed, streams, self._states)
+        self._workers = min(workers, len(streams))
+        if self._workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its own, also where no absl program is running
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=ahead)
+            self._steps: Iterator[Step] = iter(steps.mp_prefetch(options, worker_init_fn=_begin_worker))
+        else:
+            self._steps = prefetch(iter(steps), ahead)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            Fault, ValueError: as `Stream.row`. StopIteration: all streams have ended.
+        """
+        parts = [next(self._steps) for _ in range(max(1, self._workers))]
+        for part in parts:
+            self._states.update(zip(part.streams, map(StreamState.from_json, part.states), strict=True))
+            self._skips += part.skips
+            self.skipped.update(skip.reason for skip in part.skips)
+        if all(state.ended for state in self._states.values()):
+            self.close()
+            raise StopIteration
+        if len(parts) == 1:
+            return parts[0].rows
+        order = np.argsort([stream for part in parts for stream in part.streams])
+        return Batch(*(np.concatenate(arrays)[order] for arrays in zip(*(part.rows for part in parts), strict=True)))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where this host's streams are after the last batch, in JSON's types; a few kilobytes a stream."""
+        streams = {str(stream): state.to_json() for stream, state in self._states.items()}
+        return {"of": self._identity, "streams": streams}
+
+    def take_skips(self) -> list[Skip]:
+        """The samples left out of the batches since the last call."""
+        skips, self._skips = self._skips, []
+        return skips
+
+    def close(self) -> None:
+        """Ends the workers."""
+        close = getattr(self._steps, "close", None)
+        if close is not None:
+            close()
 
 
-def prefetch(items: Iterator[T], ahead: int = 2) -> Iterator[T]:
-    """The same items in the same order, up to `ahead` of them made in advance by one background thread."""
-    end: Any = object()
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-    try:
-        pending = deque(worker.submit(next, items, end) for _ in range(ahead))
-        while (item := pending.popleft().result()) is not end:
-            pending.append(worker.submit(next, items, end))
-            yield item
-    finally:
-        worker.shutdown(cancel_futures=True)
+def identity(feed: Feed) -> dict[str, Any]:
+    """What a state depends on, in JSON's types: a state can only be restored where all of it is the same."""
+    mixture, budget = feed.mixture, feed.budget
+    return {
+        "sources": {part.source.name: length for part, length in zip(feed.parts, mixture.lengths, strict=True)},
+        "weights": [round(weight / sum(mixture.weights), 12) for weight in mixture.weights],
+        "streams": mixture.streams,
+        "seed": mixture.seed,
+        "exhausted": mixture.exhausted,
+        "budget": [budget.tokens, budget.tiles, budget.segments],
+        "lookahead": feed.lookahead,
+    }
 
 
-def _fits(sample: Encoded, row: list[Encoded], tokens: int, tiles: int, segments: int) -> bool:
-    return (
-        len(row) < segments
-        and len(sample) + sum(map(len, row)) <= tokens
-        and len(sample.tiles) + sum(len(member.tiles) for member in row) <= tiles
-    )
+def _share(feed: Feed, host: int, hosts: int) -> list[int]:
+    streams = feed.mixture.streams
+    if streams % hosts:
+        divisors = [n for n in range(1, streams + 1) if streams % n == 0]
+        raise ValueError(f"there are {streams} rows in a batch and {hosts} hosts; the hosts must be one of {divisors}")
+    if hosts > 1 and feed.mixture.exhausted == "drop":
+        raise ValueError(
+            "exhausted sources are dropped, so that the hosts' data would end at different steps; repeat them"
+        )
+    if not 0 <= host < hosts:
+        raise ValueError(f"the host is number {host} of {hosts}; it must lie in 0..{hosts - 1}")
+    each = streams // hosts
+    return list(range(host * each, (host + 1) * each))
 
 
-def _check_fits(sample: Encoded, tokens: int, tiles: int) -> None:
-    for what, used, room in (("tokens", len(sample), tokens), ("tiles", len(sample.tiles), tiles)):
-        if used > room:
+def _restored(streams: Sequence[int], feed: Feed, state: Mapping[str, Any] | None) -> dict[int, StreamState]:
+    if state is None:
+        return {stream: StreamState() for stream in streams}
+    ours, theirs = identity(feed), state["of"]
+    for name, value in ours.items():
+        if theirs.get(name) != value:
             raise ValueError(
-                f"{sample.where or 'a sample'} has {used} {what}, but a row has room for {room}; leave the sample out, "
-                f"raise {what} of a row, or lower max_tiles of the processor"
+                f"the data's state is of another feed: its {name} is {theirs.get(name)}, here it is {value}"
             )
+    missing = [stream for stream in streams if str(stream) not in state["streams"]]
+    if missing:
+        raise ValueError(f"the data's state lacks the streams {missing[:8]}; it must have those of all hosts")
+    return {stream: StreamState.from_json(state["streams"][str(stream)]) for stream in streams}
+
+
+class _Steps(grain.IterDataset):
+    """Step after step of some streams. A worker gets every n-th of them, through `set_slice`."""
+
+    def __init__(self, feed: Feed, streams: Sequence[int], states: States) -> None:
+        super().__init__()
+        self._feed, self._streams, self._states = feed, list(streams), dict(states)
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Keeps a part of the streams."""
+        self._streams = self._streams[sl]
+
+    def __iter__(self) -> "_StepIterator":
+        return _StepIterator(self._feed, self._streams, self._states)
+
+
+class _StepIterator(grain.DatasetIterator):
+    def __init__(self, feed: Feed, streams: Sequence[int], states: States) -> None:
+        super().__init__()
+        self._feed, self._numbers = feed, list(streams)
+        self._streams = [Stream(feed, number, states[number]) for number in streams]
+
+    def __next__(self) -> Step:
+        rows = [stream.row() for stream in self._streams]
+        budget = self._feed.budget
+        shape = budget.tokens, budget.tiles, budget.segments
+        batch = collate(self._feed.parts[0].encoder.processor, rows, *shape, self._feed.weighting)
+        states = [stream.state.to_json() for stream in self._streams]
+        skips = [skip for stream in self._streams for skip in stream.take_skips()]
+        return Step(self._numbers, batch, states, skips)
+
+    def get_state(self) -> dict:
+        """Nothing: states go along with each step, so that they fit any number of workers."""
+        return {}
+
+    def set_state(self, state: dict) -> None:
+        """See `get_state`."""
+
+
+def _begin_worker(number: int, count: int) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # grain imports jax; the accelerator belongs to the main process

@@ -75,3 +75,8 @@ def checked_delta(delta: float) -> float:
             f"the visual delta is {delta!r}; it must be a number from 1/256 to 1, which is plain positions"
         )
     return float(delta)
+
+
+def random_deltas(rng: np.random.Generator, images: int) -> np.ndarray:
+    """A step for each image as V2PE draws them in training: of 1, 1/2, 1/4, ..., 1/256, float64 [images]."""
+    return 0.5 ** rng.integers(0, 8, images, endpoint=True)

@@ -1,29 +1,31 @@
-"""Samples to token segments and tiles, and segments to a Batch."""
+"""What one checkpoint makes of conversations: their tokens and their tiles."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from ivl3_jax.batch import IGNORE, Batch, empty_batch
 from ivl3_jax.config import InternVLConfig
-from ivl3_jax.data.encoded import Encoded, loss_weight, shift_labels
-from ivl3_jax.data.images import tile_image
+from ivl3_jax.data.encoded import Encoded, Positions, segments_of
+from ivl3_jax.data.faults import Fault, at
+from ivl3_jax.data.images import choose_grid, image_size, tiles_of
+from ivl3_jax.data.pixels import Finish, check_square, decode_visuals, leave
 from ivl3_jax.data.positions import plain_positions
-from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, ImageSource, Message, Sample
-from ivl3_jax.data.template import ChatTemplate
+from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, ImageSource, Message, Pair, Sample, Video
+from ivl3_jax.data.template import ChatTemplate, turn
+from ivl3_jax.data.text import BLOCK, Turn, folded, joined, text_of, tokenise
 from ivl3_jax.data.tile_bounds import FEWEST, MOST, tile_bounds
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REQUIRED, Tokenizer
-from ivl3_jax.data.video import video_tiles
+from ivl3_jax.data.units import Frame, Picture, Text, Unit, Visual, tile_count
+from ivl3_jax.data.video import Choose, choose_frames, spread, video_tiles
 from ivl3_jax.data.visuals import open_visuals, spell_out
 from ivl3_jax.hf_config import read_config
 
 # These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
 RESERVED = (*REQUIRED, VIDEO_PLACEHOLDER)
-
-_NOTHING = Sample(())
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Processor:
         thumbnail: whether an image of several tiles is followed by a thumbnail of the whole.
         vocab: rows of the model's embedding table, which no token may pass; None does not check.
         positions: which tokens are visual, bool [n], to their rope positions, float32 [n]; see data/positions.py.
+        pad_to_square: makes one tile of every image, filled up to a square instead of distorted. That is the original
+            with `dynamic_image_size` off and `pad2square` on; with dynamic tiles its `pad2square` does nothing.
 
     Raises:
         ValueError: the template's system message has a special token.
@@ -51,7 +55,8 @@ class Processor:
     max_tiles: int = MOST
     thumbnail: bool = True
     vocab: int | None = None
-    positions: Callable[[np.ndarray], np.ndarray] = plain_positions
+    positions: Positions = plain_positions
+    pad_to_square: bool = False
 
     def __post_init__(self) -> None:
         if self.template.system is not None:
@@ -84,38 +89,68 @@ class Processor:
         bounds = tile_bounds(directory, size, config.tile_tokens)
         return cls(tokenizer, template or ChatTemplate(), size, config.tile_tokens, *bounds, vocab=vocab)
 
-    def encode(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
-        """Encodes a conversation for training.
+    def measure(
+        self, sample: Sample | Pair, max_tiles: int | None = None, choose: Callable[[Video], Choose] = spread
+    ) -> Unit:
+        """Tokenises a conversation or a pair; of images only headers are read, and frames of videos are only counted.
 
         Args:
-            sample: at least one assistant turn; every assistant turn is trained on.
-            max_tiles: of one image; by default `self.max_tiles` shared out, max(1, max_tiles // images), as the
-                original trains. A frame of a video has one tile.
-
-        Returns:
-            One segment with shifted labels.
+            sample: of a conversation every assistant turn is trained on, and there has to be one; of a pair the two
+                answers alone.
+            max_tiles: instead of `self.max_tiles`. Either is shared out, max(1, max_tiles // images) for each image,
+                as the original trains. A frame of a video has one tile.
+            choose: which frames of a video are looked at.
 
         Raises:
-            ValueError: the sample is faulty; the message begins with `sample.where`.
+            Fault: the sample is faulty; the message begins with `sample.where`.
+            ValueError: the tokenizer does not fit the model.
         """
         try:
-            share = max(1, self.max_tiles // max(1, len(sample.images))) if max_tiles is None else max_tiles
-            messages, tiles = self._expand(sample, share)
-            if not any(message.role == "assistant" for message in messages):
-                raise ValueError("has no assistant turn, so there is nothing to train on; at least one is needed")
-            tokens, supervised = [], []
-            for segment in self.template.segments(messages):
-                ids = self.tokenizer.encode(segment.text)
-                tokens += ids
-                if segment.supervised:
-                    header = len(self.tokenizer.encode(segment.header))
-                    # The line break behind the answer is one token in the vocabulary of every InternVL.
-                    supervised += [header <= i < len(ids) - 1 for i in range(len(ids))]
-                else:
-                    supervised += [False] * len(ids)
-            return self._encoded(sample, tokens, supervised, tiles)
+            share = max(1, (self.max_tiles if max_tiles is None else max_tiles) // max(1, len(sample.images)))
+            self._check_texts(sample.messages)
+            messages, visuals = open_visuals(
+                sample,
+                lambda image: self._look(image, share),
+                lambda video: [Frame(video.path, index) for index in choose_frames(video.path, choose(video))],
+            )
+            turns = [tokenise(self.tokenizer, turn) for turn in self.template.segments(spell_out(messages, BLOCK))]
+            if isinstance(sample, Pair):
+                prompt = joined(turns)[0]
+                before = prompt, np.zeros(len(prompt), bool)
+                parts = [joined([before, answer]) for answer in self._answers(sample)]
+            elif any(message.role == "assistant" for message in messages):
+                parts = [joined(turns)]
+            else:
+                raise Fault("empty", "has no assistant turn, so there is nothing to train on; at least one is needed")
+            sizes = [tile_count(visual) * self.tile_tokens for visual in visuals]
+            texts = tuple(self._text(part, sizes) for part in parts)
+            return Unit(texts, visuals, sample.source, sample.where)
         except ValueError as error:
-            raise _at(sample, error) from error
+            raise at(sample.where, error) from error
+
+    def at_most(self, unit: Unit, max_tiles: int) -> Unit:
+        """The unit with at most so many tiles in the grid of each image that is not cut yet."""
+        fewer = [
+            self._picture(visual.source, visual.size, max_tiles) if isinstance(visual, Picture) else visual
+            for visual in unit.visuals
+        ]
+        return unit.with_visuals(fewer, self.tile_tokens)
+
+    def tiles(self, visuals: Sequence[Visual], finish: Finish = leave) -> np.ndarray:
+        """The tiles of what was measured, uint8 [t, size, size, 3]; see `decode_visuals`."""
+        return decode_visuals(visuals, self.tile_size, self.pad_to_square, finish)
+
+    def encode(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
+        """Encodes a conversation for training: one segment with shifted labels.
+
+        Arguments and errors are those of `measure`; an image may also be found damaged.
+        """
+        unit = self.measure(sample, max_tiles)
+        try:
+            (segment,) = segments_of(unit, self.tiles(unit.visuals), self.positions)
+        except ValueError as error:
+            raise at(sample.where, error) from error
+        return segment
 
     def encode_prompt(self, sample: Sample, max_tiles: int | None = None) -> Encoded:
         """Encodes a conversation that the assistant is to continue, ending in the assistant's role header.
@@ -128,56 +163,18 @@ class Processor:
             One segment without labels.
 
         Raises:
-            ValueError: the sample is faulty; the message begins with `sample.where`.
+            Fault: the sample is faulty; the message begins with `sample.where`.
         """
         try:
-            messages, tiles = self._expand(sample, self.max_tiles if max_tiles is None else max_tiles)
-            return self.encode_text(self.template.prompt(messages), tiles, sample)
+            opened = self.opened(sample, self.max_tiles if max_tiles is None else max_tiles)
+            images: tuple[np.ndarray, ...] = opened.images
+            sizes = [len(tiles) * self.tile_tokens for tiles in images]
+            text = self._untrained(self.template.prompt(spell_out(opened.messages, BLOCK)), sizes)
+            unit = Unit((text,), images, sample.source, sample.where)
+            (segment,) = segments_of(unit, self.stack(images), self.positions)
         except ValueError as error:
-            raise _at(sample, error) from error
-
-    def collate(
-        self, rows: Sequence[Sequence[Encoded]], tokens: int, tiles: int, segments: int, weighting: str = "square"
-    ) -> Batch:
-        """Lays segments side by side into rows of static shape.
-
-        Args:
-            rows: the segments of each row, in order; a row may be empty.
-            tokens, tiles, segments: S, T and G, the room in each row.
-            weighting: loss weight of a token in a segment of x trained tokens: "token" 1, "sample" 1/x,
-                "square" 1/sqrt(x).
-
-        Returns:
-            A Batch of numpy arrays, [len(rows), ...].
-
-        Raises:
-            ValueError: a row overflows, or the weighting is unknown.
-        """
-        batch = empty_batch(len(rows), tokens, tiles, segments, self.tile_size)
-        for row, members in enumerate(rows):
-            for what, used, room in (
-                ("tokens", sum(map(len, members)), tokens),
-                ("tiles", sum(len(member.tiles) for member in members), tiles),
-                ("segments", len(members), segments),
-            ):
-                if used > room:
-                    names = ", ".join(member.where or "?" for member in members)
-                    raise ValueError(f"row {row} ({names}) needs {used} {what}, but has room for {room}")
-            start = tile = 0
-            for index, member in enumerate(members):
-                here = np.s_[row, start : start + len(member)]
-                weight = loss_weight(int(member.supervised.sum()), weighting)
-                visual = member.visual_index
-                batch.tokens[here] = member.tokens
-                batch.labels[here] = member.labels
-                batch.segment_ids[here] = index + 1
-                batch.positions[here] = member.positions
-                batch.loss_weights[here] = np.where(member.labels == IGNORE, 0, weight)
-                batch.visual_index[here] = np.where(visual < 0, -1, visual + tile * self.tile_tokens)
-                batch.tiles[row, tile : tile + len(member.tiles)] = member.tiles
-                batch.source_id[row, index] = member.source
-                start, tile = start + len(member), tile + len(member.tiles)
-        return batch
+            raise at(sample.where, error) from error
+        return segment
 
     def opened(self, sample: Sample, max_tiles: int) -> Sample:
         """The sample with its images cut into tiles, and its videos into frames of one tile each.
@@ -189,28 +186,30 @@ class Processor:
             max_tiles: of one image.
 
         Raises:
-            ValueError: an image or a video cannot be read, placeholders do not match, or a special token is in a text.
+            Fault: an image or a video cannot be read, placeholders do not match, or a special token is in a text.
         """
-        for message in sample.messages:
-            self._check_text(message)
-        bounds = (min(self.min_tiles, max_tiles), max_tiles)
-        return open_visuals(
+        self._check_texts(sample.messages)
+        messages, images = open_visuals(
             sample,
-            lambda image: self._tiles(image, *bounds),
-            lambda video: video_tiles(video, self.tile_size),
+            lambda image: self.tiles([self._look(image, max_tiles)]),
+            lambda video: video_tiles(video, self.tile_size)[:, None],
         )
+        return dataclasses.replace(sample, messages=messages, images=images, videos=())
 
-    def encode_text(self, text: str, tiles: np.ndarray, sample: Sample = _NOTHING) -> Encoded:
+    def encode_text(self, text: str, tiles: np.ndarray) -> Encoded:
         """Encodes a prompt that was already spelled out, image blocks included (see `block`), as it is.
 
         Args:
-            tiles: uint8 [t, size, size, 3], of all blocks in order. sample: whose source and place are noted.
+            tiles: uint8 [t, size, size, 3], of all blocks in order.
 
         Raises:
             ValueError: the blocks do not match the tiles.
         """
-        tokens = self.tokenizer.encode(text)
-        return self._encoded(sample, tokens, [False] * len(tokens), tiles)
+        text, runs = folded(text)
+        if sum(runs) != len(tiles) * self.tile_tokens:
+            raise ValueError(f"{sum(runs)} visual positions for {len(tiles)} tiles of {self.tile_tokens} tokens")
+        (segment,) = segments_of(Unit((self._untrained(text, runs),), (tiles,)), tiles, self.positions)
+        return segment
 
     def harmless(self, text: str) -> str:
         """An answer as it may stand in a later prompt: reserved tokens in it with a space, "< img>", are only text."""
@@ -227,68 +226,66 @@ class Processor:
         """The tiles of all images in one array, uint8 [t, size, size, 3].
 
         Raises:
-            ValueError: an image's tiles are of another shape or dtype.
+            Fault: an image's tiles are of another shape or dtype.
         """
         for tiles in images:
             self._check_tiles(tiles)
         return np.concatenate([np.zeros((0, self.tile_size, self.tile_size, 3), np.uint8), *images])
 
-    def _tiles(self, image: ImageSource, min_tiles: int, max_tiles: int) -> np.ndarray:
+    def _look(self, image: ImageSource, max_tiles: int) -> Visual:
         if isinstance(image, np.ndarray):
             self._check_tiles(image)
             return image
-        return tile_image(image, self.tile_size, min_tiles, max_tiles, self.thumbnail)
+        return self._picture(image, image_size(image), max_tiles)
+
+    def _picture(self, image: ImageSource, size: tuple[int, int], max_tiles: int) -> Picture:
+        if self.pad_to_square:
+            check_square(image, size)
+            return Picture(image, size, (1, 1), 1)
+        grid = choose_grid(*size, min(self.min_tiles, max_tiles), max_tiles, self.tile_size)
+        return Picture(image, size, grid, tiles_of(grid, self.thumbnail))
 
     def _check_tiles(self, tiles: np.ndarray) -> None:
         if tiles.ndim != 4 or tiles.shape[1:] != (self.tile_size, self.tile_size, 3) or tiles.dtype != np.uint8:
-            raise ValueError(
+            raise Fault(
+                "image",
                 f"an image was given as an array {tiles.dtype} {list(tiles.shape)}; tiles must be uint8 [tiles, "
-                f"{self.tile_size}, {self.tile_size}, 3], and anything else a path or a PIL image"
+                f"{self.tile_size}, {self.tile_size}, 3], and anything else a path or a PIL image",
             )
 
-    def _expand(self, sample: Sample, max_tiles: int) -> tuple[list[Message], np.ndarray]:
-        """Messages whose placeholders are spelled out as image tokens, and the tiles [t, size, size, 3] behind them."""
-        opened = self.opened(sample, max_tiles)
-        images: tuple[np.ndarray, ...] = opened.images
-        return spell_out(opened.messages, [self.block(len(tiles)) for tiles in images]), self.stack(images)
+    def _check_texts(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._check_text(message)
 
     def _check_text(self, message: Message) -> None:
         for token in RESERVED:
             if token == VIDEO_PLACEHOLDER and message.role == "user":
                 continue  # there it stands for a video
             if token in message.text and token in self.tokenizer:
-                raise ValueError(
+                raise Fault(
+                    "placeholder",
                     f"the {message.role} turn contains the special token {token} literally; write "
-                    f"{IMAGE_PLACEHOLDER} where an image belongs, and otherwise spell the token differently"
+                    f"{IMAGE_PLACEHOLDER} where an image belongs, and otherwise spell the token differently",
                 )
 
-    def _encoded(self, sample: Sample, tokens: list[int], supervised: list[bool], tiles: np.ndarray) -> Encoded:
-        if self.tokenizer.bos_id is not None:
-            tokens, supervised = [self.tokenizer.bos_id, *tokens], [False, *supervised]
-        ids, mask = np.array(tokens, np.int32), np.array(supervised, bool)
+    def _answers(self, pair: Pair) -> Iterator[Turn]:
+        if pair.messages[-1].role != "user":
+            raise Fault("line", f"the prompt's last turn is the {pair.messages[-1].role}'s; it must be the user's")
+        answers = Message("assistant", pair.chosen), Message("assistant", pair.rejected)
+        self._check_texts(answers)
+        return (tokenise(self.tokenizer, turn(answer)) for answer in answers)
+
+    def _untrained(self, text: str, sizes: Sequence[int]) -> Text:
+        ids = self.tokenizer.encode(text)
+        return self._text((ids, np.zeros(len(ids), bool)), sizes)
+
+    def _text(self, part: Turn, sizes: Sequence[int]) -> Text:
+        """A segment whose image blocks have so many visual tokens each."""
+        text = text_of(self.tokenizer, part, sizes)
         # Here and not over the whole tokenizer: published ones have a `<video>` past the table that no text reaches.
-        if self.vocab is not None and (largest := max(tokens, default=0)) >= self.vocab:
+        if self.vocab is not None and (largest := int(text.ids.max(initial=0))) >= self.vocab:
             raise ValueError(
                 f"the token {self.tokenizer.decode([largest], skip_special=False)!r} has the id {largest} in "
                 f"{self.tokenizer.where}, but the model's vocabulary ends before {self.vocab}; use its own tokenizer"
             )
-        visual = ids == self.tokenizer.id(IMAGE_CONTEXT)
-        if visual.sum() != len(tiles) * self.tile_tokens:
-            raise ValueError(
-                f"{visual.sum()} visual positions for {len(tiles)} tiles of {self.tile_tokens} tokens; the tokenizer "
-                f"{self.tokenizer.where} does not keep {IMAGE_CONTEXT} whole"
-            )
-        return Encoded(
-            tokens=ids,
-            labels=shift_labels(ids, mask),
-            supervised=mask,
-            tiles=tiles,
-            visual_index=np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32),
-            positions=self.positions(visual),
-            source=sample.source,
-            where=sample.where,
-        )
-
-
-def _at(sample: Sample, error: ValueError) -> ValueError:
-    return ValueError(f"{sample.where}: {error}" if sample.where else str(error))
+        return text

@@ -3,18 +3,34 @@
 import math
 import numbers
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from ivl3_jax.data.faults import Fault
+
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 ROLES = ("system", "user", "assistant")
 
-# An array is an image already cut into tiles: uint8 [t, size, size, 3].
-ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+@dataclass(frozen=True)
+class Stored:
+    """An image whose file is at hand.
+
+    Attributes:
+        name: what messages call it.
+        data: the bytes of the file, such as a JPEG.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+# A str may be a gs:// path, read through etils. An array is an image already cut into tiles: uint8 [t, size, size, 3].
+ImageSource: TypeAlias = str | os.PathLike | Stored | Image.Image | np.ndarray
 
 CHAT_LABEL = "Frame{}: "
 """What stands in front of each frame in the prompts of the model cards and of the `-hf` processor."""
@@ -33,7 +49,7 @@ class Video:
         label: in front of each frame, with its number from 1 in place of "{}".
 
     Raises:
-        ValueError: `frames` or `clip` cannot be.
+        Fault: `frames` or `clip` cannot be.
     """
 
     path: str | os.PathLike
@@ -43,10 +59,10 @@ class Video:
 
     def __post_init__(self):
         if not isinstance(self.frames, numbers.Integral) or isinstance(self.frames, bool) or self.frames < 1:
-            raise ValueError(f"the number of frames is {self.frames!r}; it must be a whole number of at least 1")
+            raise Fault("line", f"the number of frames is {self.frames!r}; it must be a whole number of at least 1")
         if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < math.inf:
             start, end = self.clip
-            raise ValueError(f"the clip is {start:g} to {end:g} s; it must begin at 0 or later and before its end")
+            raise Fault("line", f"the clip is {start:g} to {end:g} s; it must begin at 0 or later and before its end")
 
 
 VideoSource = str | os.PathLike | Video
@@ -62,7 +78,7 @@ class Message:
             of its videos, in order; in system and assistant turns they are ordinary text, as in InternVL.
 
     Raises:
-        ValueError: the role is not one of the three, or the text is no string or has lone surrogates.
+        Fault: the role is not one of the three, or the text is no string or has lone surrogates.
     """
 
     role: str
@@ -70,15 +86,16 @@ class Message:
 
     def __post_init__(self):
         if self.role not in ROLES:
-            raise ValueError(f"message role is {self.role!r}; valid roles: {', '.join(ROLES)}")
+            raise Fault("line", f"message role is {self.role!r}; valid roles: {', '.join(ROLES)}")
         if not isinstance(self.text, str):
-            raise ValueError(f"text of the {self.role} message is {self.text!r}; it must be a string")
+            raise Fault("line", f"text of the {self.role} message is {self.text!r}; it must be a string")
         try:
             self.text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise Fault(
+                "line",
                 f"text of the {self.role} message has the lone surrogate {self.text[error.start]!a} at character "
-                f"{error.start}; it must be Unicode text (a shell that is not set to UTF-8 makes such marks)"
+                f"{error.start}; it must be Unicode text (a shell that is not set to UTF-8 makes such marks)",
             ) from None
 
 
@@ -99,3 +116,22 @@ class Sample:
     source: int = 0
     where: str = ""
     videos: tuple[VideoSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with a better and a worse answer to it, as preference data has them (MMPR).
+
+    Attributes:
+        messages: the prompt, which ends with a user turn.
+        chosen, rejected: the two answers.
+        images, videos, source, where: as of a `Sample`.
+    """
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    images: tuple[ImageSource, ...] = ()
+    videos: tuple[VideoSource, ...] = ()
+    source: int = 0
+    where: str = ""

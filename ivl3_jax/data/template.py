@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.records import Message
 from ivl3_jax.data.tokenizer import TURN_END, TURN_START
 from ivl3_jax.data.tokenizer_files import read_json
@@ -57,28 +58,30 @@ class ChatTemplate:
         """One segment a turn, to be tokenised separately.
 
         Raises:
-            ValueError: there is no user turn, or a system turn anywhere but in front.
+            Fault: there is no user turn, or a system turn anywhere but in front.
         """
         if any(message.role == "system" for message in messages[1:]):
-            raise ValueError("a system turn stands behind other turns; it may only be the first")
+            raise Fault("line", "a system turn stands behind other turns; it may only be the first")
         if not any(message.role == "user" for message in messages):
-            raise ValueError("the conversation has no user turn; at least one is needed")
+            raise Fault("line", "the conversation has no user turn; at least one is needed")
         if self.system is not None and messages[0].role != "system":
             messages = [Message("system", self.system), *messages]
-        return [
-            Segment(_header(message.role), message.text + TURN_END, "\n", message.role == "assistant")
-            for message in messages
-        ]
+        return [turn(message) for message in messages]
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The whole conversation as text, ending where the assistant is to answer.
 
         Raises:
-            ValueError: as `segments`, or the last turn is not the user's.
+            Fault: as `segments`, or the last turn is not the user's.
         """
         if messages and messages[-1].role != "user":
-            raise ValueError(f"the last turn is the {messages[-1].role}'s; a prompt must end with a user turn")
+            raise Fault("line", f"the last turn is the {messages[-1].role}'s; a prompt must end with a user turn")
         return "".join(segment.text for segment in self.segments(messages)) + _header("assistant")
+
+
+def turn(message: Message) -> Segment:
+    """The segment of one message."""
+    return Segment(_header(message.role), message.text + TURN_END, "\n", message.role == "assistant")
 
 
 def published_system(directory: str | Path) -> str | None:

@@ -7,15 +7,15 @@ the last chosen frame.
 
 import bisect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from ivl3_jax.data.video_damage import DamagedVideo, lost_frames
+from ivl3_jax.data.video_damage import Packet, describe, lost_at_the_end, lost_frames
 
 T = TypeVar("T")
 
@@ -37,20 +37,36 @@ class Contents:
     starts: Sequence[int]
     lost: int
 
+    def damage(self, undecoded: int = 0, faulty: int = 0) -> str:
+        """What is wrong in words, "" for nothing; so many frames could not be decoded, or only in part."""
+        return describe(self.lost + undecoded, self.count + self.lost, faulty)
+
+
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """Frames of a video.
+
+    Attributes:
+        frames: what is kept of each that was chosen. count: how many the video has.
+        damage: what is wrong in words, "" for nothing.
+    """
+
+    frames: list[T]
+    count: int
+    damage: str = ""
+
 
 def read_file(
     path: str | os.PathLike, choose: Callable[[int, float | None], Sequence[int]], keep: Callable[[Image.Image], T]
-) -> list[T]:
+) -> Reading[T]:
     """What `keep` makes of the frames that `choose` chooses, see `data.video.sample_frames`.
 
-    Warns with a `DamagedVideo` where frames are missing, cannot be decoded, or are faulty.
+    Where the last of them cannot be decoded, `choose` chooses again among those that can.
 
     Raises:
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
-    import av  # late: most uses have no video, and it is an extra
-
     faulty = set()
 
     def kept(frame: Any) -> T:
@@ -58,63 +74,64 @@ def read_file(
             faulty.add(frame.pts)
         return keep(_upright(frame))
 
-    try:
-        contents = _contents(path)
-        indices = _chosen(choose, contents.count, contents.fps)
+    contents = look(path)
+    with _reading():
+        indices, undecoded = choose(contents.count, contents.fps), 0
         wanted = sorted(set(indices))
-        readable = contents.count
         found = _by_seeking(path, wanted, contents, kept) if contents.times else None
         if found is None:
             found, decoded = _from_the_beginning(path, wanted, kept)
+            if not decoded:
+                raise ValueError("no frame of the video can be decoded")
             if len(found) < len(wanted):  # a damaged end, of which the file itself does not know
-                readable = decoded
-                indices = _chosen(choose, readable, contents.fps)
+                undecoded = lost_at_the_end(contents.count - decoded, contents.fps)
+                indices = choose(decoded, contents.fps)
                 found, _ = _from_the_beginning(path, sorted(set(indices)), kept)
-    except av.FFmpegError as error:
-        raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
-    _warn(path, contents.count + contents.lost, readable, len(faulty))
-    return [found[index] for index in indices]
+    return Reading([found[index] for index in indices], contents.count, contents.damage(undecoded, len(faulty)))
 
 
-def _warn(path: str | os.PathLike, stated: int, readable: int, faulty: int) -> None:
-    troubles = []
-    if readable < stated:
-        troubles.append(f"{stated - readable} of about {stated} frames cannot be read, and the others stand for all")
-    if faulty:
-        troubles.append(f"{faulty} of the frames that are looked at could be decoded only in part")
-    if troubles:
-        warnings.warn(f"{os.fspath(path)}: the video is damaged: {'; '.join(troubles)}", DamagedVideo, stacklevel=2)
+def look(path: str | os.PathLike) -> Contents:
+    """Reads through a file without decoding.
 
+    Raises:
+        ValueError: it is no video, or has no frames.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    import av  # late: most uses have no video, and it is an extra
 
-def _chosen(choose: Callable[[int, float | None], Sequence[int]], count: int, fps: float | None) -> Sequence[int]:
-    if not count:
-        raise ValueError("the video has no frames")
-    return choose(count, fps)
-
-
-def _contents(path: str | os.PathLike) -> Contents:
-    import av
-
-    with av.open(os.fspath(path)) as container:
+    with _reading(), av.open(os.fspath(path)) as container:
         if not container.streams.video:
             raise ValueError("has no video in it")
         stream = container.streams.video[0]
         if container.format.name == "image2" or container.format.name.endswith("_pipe"):
             raise ValueError("a still picture, not a video; give it as an image")
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-        shown = [
-            (packet.pts, packet.is_keyframe)
+        packets = [
+            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
             for packet in container.demux(stream)
             if packet.size and not packet.is_discard
         ]
-        times = sorted({time for time, _ in shown if time is not None})
-        if container.format.name == "gif" and len(shown) == 1:
+        if not packets:
+            raise ValueError("the video has no frames")
+        if container.format.name == "gif" and len(packets) == 1:
             raise ValueError("a GIF that does not move, so no video; give it as an image")
-        lost = lost_frames(container, stream, len(shown), times)
-    if len(times) < len(shown):
-        return Contents(len(shown), fps, (), (), lost)
-    shown.sort()
-    return Contents(len(shown), fps, times, [index for index, (_, start) in enumerate(shown) if start], lost)
+        lost = lost_frames(container, stream, packets)
+    times = {packet.shown for packet in packets if packet.shown is not None}
+    if len(times) < len(packets):
+        return Contents(len(packets), fps, (), (), lost)
+    packets.sort()
+    starts = [index for index, packet in enumerate(packets) if packet.begins]
+    return Contents(len(packets), fps, sorted(times), starts, lost)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
 
 
 def _by_seeking(

@@ -1,37 +1,39 @@
 """Images and videos of a conversation, and the placeholders in its user turns that stand for them."""
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import numpy as np
-
+from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.records import (
     IMAGE_PLACEHOLDER,
     VIDEO_PLACEHOLDER,
     ImageSource,
     Message,
+    Pair,
     Sample,
     Video,
     VideoSource,
 )
 
+V = TypeVar("V")
+
 _PLACEHOLDER = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
 
 
 def open_visuals(
-    sample: Sample,
-    open_image: Callable[[ImageSource], np.ndarray],
-    open_video: Callable[[Video], np.ndarray],
-) -> Sample:
-    """The sample with images as tiles [t, size, size, 3], and each video as its frames, which are images of one tile.
+    sample: Sample | Pair,
+    open_image: Callable[[ImageSource], V],
+    open_video: Callable[[Video], Sequence[V]],
+) -> tuple[tuple[Message, ...], tuple[V, ...]]:
+    """The messages with one `<image>` for each image and for each frame of a video, and what was opened, in that order.
 
     Args:
-        open_image: to tiles [t, size, size, 3].
-        open_video: to frames [frames, size, size, 3].
+        open_image: what an image is opened to.
+        open_video: what a video's frames are opened to.
 
     Raises:
-        ValueError: placeholders and images or videos do not match.
+        Fault: placeholders and images or videos do not match.
     """
     messages = _with_placeholders(sample.messages, len(sample.images), len(sample.videos))
     for token, found, name in (
@@ -40,37 +42,33 @@ def open_visuals(
     ):
         count = sum(message.text.count(token) for message in messages if message.role == "user")
         if count != found:
-            raise ValueError(
+            raise Fault(
+                "placeholder",
                 f"the user turns have {count} {token} placeholders for {found} {name}; valid: one for each of the "
-                f"{name}, or none at all"
+                f"{name}, or none at all",
             )
-    images, videos, tiles = iter(sample.images), iter(sample.videos), []
+    images, videos, opened = iter(sample.images), iter(sample.videos), []
 
     def replace(match: re.Match) -> str:
         if match[0] == IMAGE_PLACEHOLDER:
-            tiles.append(open_image(next(images)))
+            opened.append(open_image(next(images)))
             return match[0]
         video = _video(next(videos))
         frames = open_video(video)
-        tiles.extend(frames[:, None])
+        opened.extend(frames)
         return "\n".join(video.label.replace("{}", str(n)) + IMAGE_PLACEHOLDER for n in range(1, len(frames) + 1))
 
-    opened = [
-        Message("user", _PLACEHOLDER.sub(replace, message.text)) if message.role == "user" else message
-        for message in messages
-    ]
-    return dataclasses.replace(sample, messages=tuple(opened), images=tuple(tiles), videos=())
+    spelled = tuple(_in_user_turn(message, lambda text: _PLACEHOLDER.sub(replace, text)) for message in messages)
+    return spelled, tuple(opened)
 
 
-def spell_out(messages: Sequence[Message], blocks: Sequence[str]) -> list[Message]:
-    """The messages with each `<image>` of a user turn replaced by the next block."""
-    following = iter(blocks)
-    return [_replaced(message, following) if message.role == "user" else message for message in messages]
+def spell_out(messages: Sequence[Message], block: str) -> list[Message]:
+    """The messages with `block` for each `<image>` of a user turn."""
+    return [_in_user_turn(message, lambda text: text.replace(IMAGE_PLACEHOLDER, block)) for message in messages]
 
 
-def _replaced(message: Message, blocks: Iterator[str]) -> Message:
-    first, *rest = message.text.split(IMAGE_PLACEHOLDER)
-    return Message(message.role, first + "".join(next(blocks) + text for text in rest))
+def _in_user_turn(message: Message, change: Callable[[str], str]) -> Message:
+    return Message("user", change(message.text)) if message.role == "user" else message
 
 
 def _video(source: VideoSource) -> Video:

@@ -9,9 +9,9 @@ from itertools import chain, islice
 import numpy as np
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.data.loader import batches
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import Sample
+from ivl3_jax.demo.batches import batches
 from ivl3_jax.demo.tasks import ask, draw_pictures
 
 SAMPLES = 1 << 20  # more than any run sees, so that no picture comes twice
@@ -75,7 +75,7 @@ def first_steps(steps: int) -> list[tuple[int, Stage]]:
 
 
 def lessons(processor: Processor, steps: int, seed: int, rows: int, tokens: int) -> Iterator[Batch]:
-    """The packed batches of a run, one stage after the other; see `ivl3_jax.data.loader.batches`.
+    """The packed batches of a run, one stage after the other; see `batches`.
 
     Args:
         rows, tokens: B and S of every batch.

@@ -12,7 +12,7 @@ from pathlib import Path
 import ivl3_jax
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.conversion.companions import processor_files, write_json
-from ivl3_jax.data.loader import prefetch
+from ivl3_jax.data.prefetch import prefetch
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files

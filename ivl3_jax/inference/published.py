@@ -39,6 +39,10 @@ def load_video(
 
     Args:
         bound: (start, end) in seconds. max_num: tiles of a frame at most. num_segments: frames.
+
+    Raises:
+        ValueError: there is no such file, it is no video or a still picture, or the bound lies behind its end. Damage
+            that leaves frames is a `DamagedVideo` warning.
     """
     choose = spread(Video(path, num_segments, bound))
     frames = sample_frames(path, choose, lambda frame: tile_image(frame, input_size, 1, max_num, True))

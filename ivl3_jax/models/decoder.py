@@ -1,4 +1,4 @@
-"""The Qwen2.5 decoder."""
+"""The decoder, Qwen2.5's or InternLM's."""
 
 import jax
 import jax.numpy as jnp

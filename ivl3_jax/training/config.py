@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ivl3_jax.data.settings import DataRecipe
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -69,41 +71,6 @@ class ModelRecipe:
             raise ValueError("ModelRecipe: give either checkpoint (a directory) or size (a name or a directory)")
         if self.size is not None and self.tokenizer is None:
             raise ValueError("ModelRecipe.tokenizer is missing; a fresh model (size) needs a directory with one")
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """What is learned from, and the static shape of a batch.
-
-    Attributes:
-        annotation: InternVL JSONL, one conversation a line. root: the directory its image paths start from; by
-            default that of the file.
-        rows, tokens, tiles, segments: B, S, T and G of a batch, see `ivl3_jax.batch`.
-        min_tiles, max_tiles, thumbnail: dynamic tiling; null takes the checkpoint's.
-        weighting: of each answer by its number n of trained tokens: 1, 1/n or 1/sqrt(n) a token.
-    """
-
-    annotation: str
-    root: str | None = None
-    rows: int = 1
-    tokens: int = 4096
-    tiles: int = 12
-    segments: int = 16
-    min_tiles: int | None = None
-    max_tiles: int | None = None
-    thumbnail: bool | None = None
-    weighting: Literal["token", "sample", "square"] = "square"
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "tokens", "tiles", "segments", "min_tiles", "max_tiles"):
-            value, least = getattr(self, name), 0 if name == "tiles" else 1
-            if value is not None and value < least:
-                raise ValueError(f"DataRecipe.{name} is {value}; it must be at least {least}")
-        if self.min_tiles is not None and self.max_tiles is not None and self.min_tiles > self.max_tiles:
-            raise ValueError(
-                f"DataRecipe.min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}; "
-                "valid: min_tiles <= max_tiles"
-            )
 
 
 @dataclass(frozen=True)

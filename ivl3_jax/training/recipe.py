@@ -2,25 +2,28 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.checkpoint import load, save
-from ivl3_jax.data.jsonl import read_jsonl
-from ivl3_jax.data.loader import batches, prefetch
+from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.processor import Processor
+from ivl3_jax.data.settings import open_feed
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.model import Model, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.training.config import DataRecipe, ModelRecipe, Recipe
+from ivl3_jax.training.config import ModelRecipe, Recipe
 from ivl3_jax.training.loop import Progress, train
 
 
 def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda progress: None) -> Path:
     """Trains as the recipe says; returns the directory of the checkpoint, in the `-hf` layout.
 
-    `<output>/metrics.jsonl` receives one line a reported step.
+    `<output>/metrics.jsonl` receives one line a reported step. A sample that is skipped is told in a warning, with its
+    file and line, and counted there by reason.
 
     Raises:
         ValueError, OSError: a file is missing or faulty, or settings do not fit one another; before any training.
@@ -31,32 +34,23 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
         raise ValueError(f"output {output} already holds a checkpoint; choose another directory or remove it")
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
-    processor = adapt(processor, recipe.data)
     if recipe.data.tokens > model.config.decoder.longest_row:
         most = model.config.decoder.longest_row
         raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
-    samples = read_jsonl(recipe.data.annotation, recipe.data.root)
-    data = recipe.data
-    stream = batches(
-        samples.__getitem__,
-        len(samples),
-        processor,
-        rows=data.rows,
-        tokens=data.tokens,
-        tiles=data.tiles,
-        segments=data.segments,
-        seed=recipe.train.seed,
-        weighting=data.weighting,
-    )
+    feed = open_feed(recipe.data, processor, recipe.train.seed)
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+    batches = Loader(feed, workers=recipe.data.workers, ahead=recipe.data.ahead)
+    with closing(batches), open(output / "metrics.jsonl", "w", encoding="utf-8") as metrics:
 
         def tell(progress: Progress) -> None:
-            metrics.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+            for skip in batches.take_skips():
+                warnings.warn(f"skipped: {skip.message}", stacklevel=2)
+            skipped = {"skipped": dict(batches.skipped)} if batches.skipped else {}
+            metrics.write(json.dumps(dataclasses.asdict(progress) | skipped) + "\n")
             metrics.flush()
             report(progress)
 
-        trained = train(model, prefetch(stream), recipe.train, report=tell)
+        trained = train(model, batches, recipe.train, report=tell)
     save(trained, checkpoint)
     return checkpoint
 
@@ -81,9 +75,3 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
     graphdef, _ = abstract_model(config, plan, model.mesh, param_dtype=recipe.param_dtype, dtype=recipe.dtype)
     return dataclasses.replace(model, config=config, graphdef=graphdef), processor
-
-
-def adapt(processor: Processor, data: DataRecipe) -> Processor:
-    """The processor with the recipe's tile limits, where it states any."""
-    stated = {name: getattr(data, name) for name in ("min_tiles", "max_tiles", "thumbnail")}
-    return dataclasses.replace(processor, **{name: value for name, value in stated.items() if value is not None})

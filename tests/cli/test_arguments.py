@@ -269,3 +269,11 @@ def test_help_has_dashes_only(capsys):
     told, config = capsys.readouterr().out.split("example: ivl3 train")
     assert "--optimizer.learning-rate" in told and "--print-config" in told
     assert "learning_rate:" in config and not re.search(r"--[\w.]*_", told)
+
+
+def test_dashes_and_underscores_are_one():
+    def settings(directory: str, *, max_shard_gb: float = 5.0) -> None: ...
+
+    for argv in (["a-b", "--max-shard-gb", "2"], ["a-b", "--max_shard_gb=2"], ["--max-shard-gb=2", "a-b"]):
+        found = parse(settings, argv, prog="x")
+        assert (found.directory, found.max_shard_gb) == ("a-b", 2)

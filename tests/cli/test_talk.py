@@ -219,18 +219,21 @@ def test_on_a_terminal(files):
     os.close(theirs)
     seen = b""
 
-    def until(text):
+    def until(text, nudge=lambda: None):
         nonlocal seen
+        deadline = time.monotonic() + 200
         while text not in seen:
-            assert select.select([ours], [], [], 60)[0], seen
-            seen += os.read(ours, 4096)
+            assert time.monotonic() < deadline, seen
+            if select.select([ours], [], [], 3)[0]:
+                seen += os.read(ours, 4096)
+            else:
+                nudge()
         seen = seen.partition(text)[2]
 
     try:
         until(b"[a.png] > ")
-        time.sleep(0.5)  # readline shows its prompt a little before it waits for keys, and in between notices no signal
-        process.send_signal(signal.SIGINT)
-        until(b"(Ctrl-D leaves)")
+        # A signal that comes between the prompt and the waiting for input is seen with the next one.
+        until(b"(Ctrl-D leaves)", nudge=lambda: process.send_signal(signal.SIGINT))
         until(b"[a.png] > ")
         os.write(ours, b"Who?\n")
         until(b"Who?")

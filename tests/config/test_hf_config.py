@@ -7,6 +7,8 @@ import pytest
 
 from ivl3_jax.config import PRESETS, InternVLConfig
 from ivl3_jax.hf_config import from_hf, read_config, to_hf
+from ivl3_jax.original_config import to_original
+from ivl3_jax.written_fields import with_dtype
 
 FIELDS = to_hf(InternVLConfig.preset("InternVL3-1B"))
 
@@ -95,6 +97,16 @@ def test_a_missing_field_is_named(place):
         ("text_config.rope_parameters", "x", "text_config.rope_parameters is 'x'; it must be a JSON object"),
         ("text_config.rope_parameters", {"rope_theta": "x"}, "text_config.rope_theta is 'x'; it must be a finite"),
         ("text_config.rope_parameters", {"factor": []}, "text_config.factor is []; it must be a finite number"),
+        ("text_config.rope_parameters", {"rope_type": "dynamic"}, "text_config.rope factor is missing"),
+        ("text_config.partial_rotary_factor", 0.5, "text_config.partial_rotary_factor is 0.5; supported: 1"),
+        ("text_config.rope_parameters", {"partial_rotary_factor": 0.5}, "text_config.partial_rotary_factor is 0.5"),
+        ("text_config.layer_types", ["full_attention", "sliding_attention"], "supported: 'full_attention' for every"),
+        ("text_config.layer_types", "full_attention", "text_config.layer_types is 'full_attention'"),
+        ("text_config.original_max_position_embeddings", 4096, "is 4096; supported: 32768 or None (the same as"),
+        ("text_config.rope_parameters", {"original_max_position_embeddings": 4096}, "is 4096; supported: 32768"),
+        ("text_config.num_hidden_layers", 10**9, "num_hidden_layers is 1000000000; it must be at most 1000"),
+        ("vision_config.num_hidden_layers", 10**9, "vision_config.num_hidden_layers is 1000000000; it must be at most"),
+        ("text_config.internlm_family", "internlm4", "internlm_family is 'internlm4'; supported: 'internlm2' or"),
         ("tie_word_embeddings", "false", "tie_word_embeddings is 'false'; it must be true or false"),
         ("downsample_ratio", True, "downsample_ratio is True; it must be a finite number"),
     ],
@@ -111,6 +123,26 @@ def test_null_is_no_number(name):
     fields["vision_config"][name] = None
     with pytest.raises(ValueError, match=f"vision_config.{name} is None; it must be a finite number"):
         from_hf(fields)
+
+
+def test_what_published_files_state_without_effect():
+    fields = copy.deepcopy(FIELDS)
+    fields["text_config"] |= {"sliding_window": 32768, "max_window_layers": 21, "use_sliding_window": False}
+    fields["text_config"] |= {"layer_types": ["full_attention"] * 24, "partial_rotary_factor": 1.0}
+    fields["text_config"]["rope_parameters"] |= {"original_max_position_embeddings": 32768}
+    assert from_hf(fields) == from_hf(FIELDS)
+    fields["text_config"] |= dict.fromkeys(("layer_types", "partial_rotary_factor", "sliding_window"))
+    assert from_hf(fields) == from_hf(FIELDS)
+
+
+def test_the_dtype_is_stated_at_every_level():
+    for write, text in ((to_hf, "text_config"), (to_original, "llm_config")):
+        fields = write(InternVLConfig.preset("InternVL3-1B"))
+        fields |= {"dtype": "float32", text: fields[text] | {"dtype": "float32", "torch_dtype": "float32"}}
+        found = with_dtype(fields, "bfloat16")
+        assert [part["torch_dtype"] for part in (found, found["vision_config"], found[text])] == ["bfloat16"] * 3
+        assert "dtype" not in found | found[text]
+        assert found.keys() - {"torch_dtype"} == fields.keys() - {"dtype"}
 
 
 def test_head_dim_may_be_left_to_the_width():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,13 @@ import ivl3_jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD
 from ivl3_jax.conversion.convert import convert
-from ivl3_jax.data import ChatTemplate, Message, Processor
+from ivl3_jax.data import ChatTemplate, Message, Processor, Tokenizer, collate
 from ivl3_jax.data.records import Sample
 from ivl3_jax.data.tokenizer_training import SPECIALS
-from ivl3_jax.hf_config import read_config
+from ivl3_jax.hf_config import read_config, to_hf
 from ivl3_jax.inference.generate import Generator
+from ivl3_jax.original_config import to_original
+from tests.conversion.checkpoints import small_config
 from tests.models.small import relative
 from tests.parity.reference import tiny
 from tests.tolerances import STACK
@@ -103,6 +106,39 @@ def test_the_model_opens_and_agrees(transformers, torch, published, converted):
     assert relative(ivl3_jax.load(published, "float32")(batch), expected) < STACK["float32"]
 
 
+@pytest.mark.parametrize("place", [("text_config",), ()], ids=["text_config", "top"])
+@pytest.mark.parametrize("layout", ["hf", "original"])
+def test_no_token_that_ends_an_answer_is_lost(transformers, layout, place, tmp_path):
+    """Of a directory without generation_config.json."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny(), source)
+    (source / "generation_config.json").unlink()
+    fields = json.loads((source / "config.json").read_text())
+    inner = fields["text_config"] if place else fields
+    inner |= {"bos_token_id": 3, "eos_token_id": [5, 6], "pad_token_id": 4}
+    (source / "config.json").write_text(json.dumps(fields))
+    expected = Tokenizer.from_directory(source).eos_ids
+    assert {5, 6} < set(expected)
+    convert(source, tmp_path / "out", layout=layout)
+    assert Tokenizer.from_directory(tmp_path / "out").eos_ids == expected
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.eos_token_id, generation.bos_token_id, generation.pad_token_id) == (list(expected), 3, 4)
+
+
+@pytest.mark.parametrize("write", [to_hf, to_original])
+def test_ids_of_special_tokens_are_kept(write, tmp_path):
+    """From either layout to either layout, where they stand; null is no id."""
+    config = small_config()
+    for fields, section in ((to_hf(config), "text_config"), (to_original(config), "llm_config")):
+        fields |= {"eos_token_id": 9, "pad_token_id": None}
+        fields[section] |= {"eos_token_id": [5, 6], "bos_token_id": 7}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        found = write(config, tmp_path)
+        inner = found["text_config" if write is to_hf else "llm_config"]
+        assert (found["eos_token_id"], inner["eos_token_id"], inner["bos_token_id"]) == (9, [5, 6], 7)
+        assert found.get("pad_token_id") is None
+
+
 # transformers' complete processor asks for torchvision, which the package index has built for GPUs only: the two
 # operators that its import misses are declared, and never called.
 AUTO = """
@@ -167,7 +203,7 @@ def test_opens_in_auto_classes(torch, published, converted, tmp_path):
     assert np.abs(tiles - encoded.tiles).max() <= 2
     encoded = dataclasses.replace(encoded, tiles=tiles.astype(np.uint8))
     model = ivl3_jax.load(converted, "float32")
-    batch = processor.collate([[encoded]], len(encoded), len(tiles), 1)
+    batch = collate(processor, [[encoded]], len(encoded), len(tiles), 1)
     assert relative(model(batch), theirs["logits"]) < STACK["float32"]
     (answer,) = Generator(model).generate([encoded], 12, processor.tokenizer.eos_ids)
     assert processor.tokenizer.decode(answer) == found["answer"] != ""

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from ivl3_jax.conversion.reader import read_params, resolve_tying
+from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 from ivl3_jax.hf_config import read_config
 from tests.conversion.checkpoints import abstract, random_tensors, small_config, write_checkpoint
 
@@ -51,9 +53,21 @@ def test_missing_tensor(config, tensors, tmp_path):
     assert NAME in message and "Missing tensors, 1: " in message and str(tmp_path) in message
 
 
-def test_missing_head_hints_at_tying(config, tensors, tmp_path):
-    del tensors["lm_head.weight"]
-    assert "set tie_word_embeddings to true" in complaint(write_checkpoint(tmp_path, config, tensors), config)
+@pytest.mark.parametrize(
+    ("layout", "head", "field"),
+    [
+        ("hf", "lm_head.weight", "tie_word_embeddings"),
+        ("original", "language_model.lm_head.weight", "llm_config.tie_word_embeddings"),
+    ],
+)
+def test_a_missing_head_alone_hints_at_tying(config, layout, head, field, tmp_path):
+    tensors = random_tensors(config, layout=layout)
+    del tensors[head]
+    message = complaint(write_checkpoint(tmp_path, config, tensors, layout), config)
+    assert f"set {field} to true in config.json; else the weights are not whole: a shard was lost" in message
+    del tensors["mlp1.0.bias" if layout == "original" else NAME]
+    message = complaint(write_checkpoint(tmp_path, config, tensors, layout), config)
+    assert "Missing tensors, 2: " in message and head in message and "tie_word" not in message
 
 
 def test_surplus_tensor(config, tensors, tmp_path):
@@ -123,6 +137,33 @@ def test_corrupt_entry(config, tmp_path, fields, said):
     assert "tensor x" in message and said in message
 
 
+@pytest.mark.parametrize(
+    ("offsets", "size", "said"),
+    [
+        ({"x": [0, 8], "y": [4, 12]}, 12, "tensor y shares bytes with x: its bytes begin at 4 instead of 8"),
+        ({"x": [0, 8], "y": [0, 8]}, 8, "tensor y shares bytes with x"),
+        ({"x": [0, 8], "y": [12, 20]}, 20, "tensor y leaves a gap behind x: its bytes begin at 12 instead of 8"),
+        ({"y": [4, 12]}, 12, "tensor y leaves a gap behind the header"),
+        ({"y": [8, 16], "x": [0, 8]}, 20, "4 bytes follow the last tensor, y"),
+    ],
+)
+def test_bytes_that_belong_to_no_tensor_or_to_two(config, tmp_path, offsets, size, said):
+    """The library refuses them too."""
+    fields = {name: {"dtype": "F32", "shape": [2], "data_offsets": at} for name, at in offsets.items()}
+    header = json.dumps(fields).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(SafetensorError):
+        load_file(file)
+    message = complaint(tmp_path, config)
+    assert said in message and str(file) in message
+
+
+def test_empty_tensors_share_nothing(tmp_path):
+    save_file({"a": np.zeros((0, 3)), "b": np.zeros(2), "c": np.zeros(0)}, tmp_path / "model.safetensors")
+    assert len(SafetensorsDirectory(tmp_path).tensors) == 3
+
+
 def test_git_lfs_pointer(config, tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "git lfs pull" in complaint(tmp_path, config)
@@ -149,6 +190,14 @@ def test_shard_that_lacks_a_tensor(config, sharded):
     assert (
         str(index) in message and f"model-0000{other}-of-00002.safetensors holds {NAME}, but that file does" in message
     )
+
+
+def test_shard_with_a_tensor_that_the_index_lacks(config, sharded):
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shard = content["weight_map"].pop(NAME)
+    index.write_text(json.dumps(content))
+    assert f"{index}: weight_map lacks {NAME}, which {shard} holds" in complaint(sharded, config)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"x": 3}}', '{"weight_map": {"x": "../y"}}'])

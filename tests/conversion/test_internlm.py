@@ -14,7 +14,7 @@ from ivl3_jax.config import RopeScaling
 from ivl3_jax.conversion.convert import convert
 from ivl3_jax.data import ChatTemplate, Message, Processor, Tokenizer
 from ivl3_jax.data.records import Sample
-from ivl3_jax.hf_config import read_config, to_hf
+from ivl3_jax.hf_config import from_hf, read_config, to_hf
 from ivl3_jax.original_config import to_original
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 from tests.conversion.test_round_trip import assert_same
@@ -112,12 +112,31 @@ def test_there_and_back(family, biases, tmp_path):
             convert(source, tmp_path / "hf", layout="hf")
         return
     convert(source, tmp_path / "hf", layout="hf")
-    # The `-hf` form is Llama's and does not say which of the two InternLMs it was; InternLM2's names are the published.
-    assert read_config(tmp_path / "hf").decoder.family == "internlm2"
-    if family == "internlm2":
-        convert(tmp_path / "hf", tmp_path / "back", layout="original")
-        assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("back", "in")))
-        assert read_config(tmp_path / "back") == config
+    convert(tmp_path / "hf", tmp_path / "back", layout="original")
+    assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("back", "in")))
+    assert read_config(tmp_path / "back") == read_config(tmp_path / "hf") == config
+
+
+def test_a_file_of_transformers_does_not_say_which_internlm():
+    """InternLM2, whose names the published checkpoints have, but where only InternLM3 can have the biases."""
+    for biases, family in (
+        ({}, "internlm2"),
+        ({"qkv_bias": True, "out_bias": True}, "internlm2"),
+        ({"qkv_bias": True, "out_bias": True, "mlp_bias": True}, "internlm3"),
+    ):
+        config = variant("internlm3", biases)
+        fields = to_hf(config)
+        assert from_hf(fields) == config
+        assert fields["text_config"].pop("internlm_family") == "internlm3"
+        assert from_hf(fields).decoder.family == family
+        assert to_original(from_hf(fields))["llm_config"]["model_type"] == family
+
+
+def test_transformers_passes_over_the_family(transformers, tmp_path):
+    config = variant("internlm3", {})
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    assert read_config(tmp_path / "theirs") == config
 
 
 def test_biases_that_no_code_has():

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-import ivl3_jax
-from ivl3_jax.batch import empty_batch
 from ivl3_jax.conversion.convert import convert
 from ivl3_jax.conversion.reader import read_params
+from ivl3_jax.hf_config import to_hf
 from tests.conversion.checkpoints import BFLOAT16, abstract, random_tensors, small_config, write_checkpoint
-from tests.models.small import relative
-from tests.tolerances import STACK
 
 RANK = 4
 ADAPTED = ("attn.qkv", "mlp.fc1", "self_attn.q_proj", "mlp.down_proj", "attention.wqkv", "feed_forward.w2")
@@ -96,6 +93,10 @@ def test_converted_it_is_merged(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            lambda t, stem: t.update({f"{stem}.lora_B.other.weight": np.zeros((48, 4), np.float32)}),
+            "holds the adapters default, other, and which",
+        ),
         (lambda t, stem: t.pop(f"{stem}.lora_B.default.weight"), "has lora_A, but no lora_B"),
         (lambda t, stem: t.pop(f"{stem}.base_layer.weight"), "there is an adapter of .*, but not the weight itself"),
         (
@@ -104,14 +105,14 @@ def test_converted_it_is_merged(tmp_path):
         ),
         (
             lambda t, stem: t.update({f"{stem}.lora_embedding_A.default": np.zeros((3, 48), np.float32)}),
-            "is an adapter of a kind that cannot be merged",
+            "is part of an adapter that cannot be merged here",
         ),
         (
             lambda t, stem: t.update({f"{stem}.weight": t[f"{stem}.base_layer.weight"]}),
             "are the same tensor once adapters are merged",
         ),
     ],
-    ids=["half", "no weight", "shape", "kind", "twice"],
+    ids=["several", "half", "no weight", "shape", "kind", "twice"],
 )
 def test_broken_adapters(change, words, tmp_path):
     config = small_config()
@@ -122,32 +123,66 @@ def test_broken_adapters(change, words, tmp_path):
         read_params(tmp_path, abstract(config), config)
 
 
-def test_merged_equals_unmerged_applied_by_peft(torch, transformers, tmp_path):
-    peft = pytest.importorskip("peft", reason="peft is not installed")
+def test_rounded_once(tmp_path):
+    """A base in bfloat16 is merged in float32, and rounded only if the result is to be narrower."""
     config = small_config()
-    d = config.decoder
-    torch.manual_seed(0)
-    qwen = transformers.Qwen2Config(
-        hidden_size=d.width,
-        num_hidden_layers=d.layers,
-        num_attention_heads=d.heads,
-        num_key_value_heads=d.kv_heads,
-        head_dim=d.head_dim,
-        intermediate_size=d.mlp,
-        vocab_size=d.vocab,
-        rms_norm_eps=d.norm_eps,
-        rope_theta=d.rope_theta,
-        tie_word_embeddings=False,
-    )
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    lora = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, init_lora_weights=False)
-    model = peft.get_peft_model(transformers.Qwen2ForCausalLM(qwen), lora).eval()
-    tensors = {name: x for name, x in random_tensors(config, layout="original").items() if "language_model" not in name}
-    tensors |= {f"language_model.{name}": x.detach().numpy() for name, x in model.state_dict().items()}
-    write_checkpoint(tmp_path, config, tensors, "original")
-    batch = empty_batch(1, 40, 0, 1, config.vision.image_size)
-    batch.tokens[:], batch.segment_ids[:], batch.positions[:] = np.arange(40) % d.vocab, 1, np.arange(40)
-    ours = np.asarray(ivl3_jax.load(tmp_path, "float32")(batch))
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(batch.tokens).long()).logits.numpy()
-    assert relative(ours, theirs) < STACK["float32"]
+    unmerged, _ = with_adapters(random_tensors(config, BFLOAT16, layout="original"))
+    source = write_checkpoint(tmp_path / "lora", config, unmerged, "original")
+    wide = {name: x.astype(np.float32) for name, x in unmerged.items()}
+    stem = "language_model.base_model.model.model.layers.1.mlp.down_proj"
+    weight, a, b = (wide[f"{stem}.{part}.weight"] for part in ("base_layer", "lora_A.default", "lora_B.default"))
+    expected = weight + 2 * b @ a
+    for layout, name in (
+        ("original", "language_model.model.layers.1.mlp.down_proj.weight"),
+        ("hf", "model.language_model.layers.1.mlp.down_proj.weight"),
+    ):
+        for dtype in ("float32", None):
+            convert(source, tmp_path / f"{layout} {dtype}", layout=layout, dtype=dtype)
+        found = load_file(tmp_path / f"{layout} float32" / "model.safetensors")[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        rounded = load_file(tmp_path / f"{layout} None" / "model.safetensors")[name]
+        np.testing.assert_array_equal(rounded, found.astype(BFLOAT16))
+    params = flatten_dict(read_params(source, abstract(config), config), sep="/")
+    np.testing.assert_allclose(params["decoder/layers/mlp/down/kernel"][1], expected.T, rtol=1e-6, atol=1e-6)
+
+
+CONFIG = {"peft_type": "LORA", "r": RANK, "lora_alpha": 3, "use_dora": False, "rank_pattern": {}, "alpha_pattern": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"use_dora": True}, "use_dora is True, which cannot be merged here"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is True, which cannot"),
+        ({"lora_bias": True}, "lora_bias is True, which cannot"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is .*lm_head.*, which cannot"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; supported: 'LORA'"),
+        ({"r": 8}, r"r of .* is 8, but its lora_A has 4 rows"),
+        ({"rank_pattern": {"q_proj": 2}}, r"r of model.layers.0.self_attn.q_proj is 2, but its lora_A has 4 rows"),
+        ({"r": "four"}, "r is 'four'; it must be a whole number of at least 1"),
+        ({"lora_alpha": None}, "lora_alpha is None; it must be a finite number"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes'; it must be true or false"),
+        ({"alpha_pattern": {"q_proj": "x"}}, r"alpha_pattern.q_proj is 'x'; it must be a finite number"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is .*; it must be a JSON object"),
+        ({"alpha_pattern": {"q_(proj": 3}}, r"alpha_pattern has 'q_\(proj', no regular expression"),
+    ],
+)
+def test_an_adapter_config_that_cannot_be_followed(fields, words, tmp_path):
+    config = small_config()
+    unmerged, _ = with_adapters(random_tensors(config, layout="original"))
+    write_checkpoint(tmp_path, config, unmerged, "original")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    read_params(tmp_path, abstract(config), config)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | fields))
+    with pytest.raises(ValueError, match=f"adapter_config.json: {words}"):
+        read_params(tmp_path, abstract(config), config)
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_an_adapter_without_its_model(with_config, tmp_path):
+    save_file({"base_model.model.x.lora_A.weight": np.zeros((4, 8))}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    if with_config:
+        (tmp_path / "config.json").write_text(json.dumps(to_hf(small_config(tied=True))))
+    with pytest.raises(FileNotFoundError, match=r"adapter .adapter_model.safetensors. without .*merge_and_unload\(\)"):
+        convert(tmp_path, tmp_path / "out", layout="hf")

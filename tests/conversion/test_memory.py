@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
 
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from tests.conversion.checkpoints import BFLOAT16, abstract, random_tensors, write_checkpoint
+from tests.conversion.test_round_trip import assert_same
 
 # 79 million parameters, 316 MB in float32: most of them in stacks, of which none is more than a quarter of the whole.
 CONFIG = InternVLConfig(
@@ -68,3 +70,31 @@ def test_peak_memory_of_loading(tmp_path, devices):
     bound = model + 3 * largest / devices
     print(f"model {model / 1e6:.0f} MB, bound {bound / 1e6:.0f} MB, peak {int(run.stdout) / 1e6:.0f} MB")
     assert int(run.stdout) < bound
+
+
+CONVERSION = """
+import resource, sys
+from ivl3_jax.conversion.convert import convert
+
+with open("/proc/self/status") as lines:
+    used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+limit = used + 64_000_000
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+convert(sys.argv[1], sys.argv[2], layout=sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_conversion_under_a_limit(tmp_path):
+    """316 MB, and no more than 64 MB of memory to be had."""
+    write_checkpoint(tmp_path / "in", CONFIG, random_tensors(CONFIG))
+    for source, destination, layout in (("in", "original", "original"), ("original", "back", "hf")):
+        arguments = [str(tmp_path / source), str(tmp_path / destination), layout]
+        environment = os.environ | {"PYTHONPATH": ".", "MALLOC_ARENA_MAX": "2"}
+        run = subprocess.run(
+            [sys.executable, "-c", CONVERSION, *arguments], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "back"))
+    assert_same(found, expected)

@@ -38,7 +38,7 @@ def test_bit_equal(style, family, tied, dtype, tmp_path):
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), tensors)
 
 
-@pytest.mark.parametrize(("style", "family", "tied"), [case for case in ALL if case[1] != "internlm3"])
+@pytest.mark.parametrize(("style", "family", "tied"), ALL)
 def test_through_the_other_layout(style, family, tied, tmp_path):
     config = small_config(style, tied, family)
     tensors = random_tensors(config)
@@ -51,7 +51,7 @@ def test_through_the_other_layout(style, family, tied, tmp_path):
     assert read_config(directory) == config
 
 
-@pytest.mark.parametrize(("style", "family", "tied"), [case for case in ALL if case[1] != "internlm3"])
+@pytest.mark.parametrize(("style", "family", "tied"), ALL)
 def test_convert_there_and_back(style, family, tied, tmp_path):
     """Every tensor in its own dtype; what becomes one tensor has one."""
     config = small_config(style, tied, family)
@@ -145,7 +145,8 @@ def test_what_the_source_says_beyond_ours_is_kept(tmp_path):
     fields = json.loads((source / "config.json").read_text())
     del fields["img_context_token_id"]
     fields |= {"auto_map": {"AutoModel": "modeling.X"}, "max_dynamic_patch": 6}
-    fields["llm_config"]["bos_token_id"] = 7
+    fields["llm_config"] |= {"bos_token_id": 7, "torch_dtype": "float32"}
+    fields["vision_config"]["torch_dtype"] = "float32"
     (source / "config.json").write_text(json.dumps(fields))
     (source / "modeling.py").write_text("# the user's own\n")
     model = ivl3_jax.load(source, "float32")
@@ -154,6 +155,23 @@ def test_what_the_source_says_beyond_ours_is_kept(tmp_path):
     assert (tmp_path / "out" / "modeling.py").read_text() == "# the user's own\n"
     ivl3_jax.save(model, tmp_path / "hf", layout="hf")
     assert not (tmp_path / "hf" / "modeling.py").exists()
+
+
+def test_published_fields_stay_readable(tmp_path):
+    config = small_config()
+    fields = to_original(config) | {"pad2square": False, "image_fold": None, "template": "internvl2_5"}
+    fields["llm_config"] |= {"sliding_window": 32768, "max_window_layers": 21, "use_sliding_window": False}
+    assert from_original(fields, config.image_token_id) == config
+
+
+def test_the_authors_code_is_named():
+    """As in the published files, for `trust_remote_code`."""
+    model = "modeling_internvl_chat.InternVLChatModel"
+    assert to_original(small_config())["auto_map"] == {
+        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": model,
+        "AutoModelForCausalLM": model,
+    }
 
 
 def test_an_unequal_projection_unties(tmp_path):
@@ -172,6 +190,12 @@ def test_an_unequal_projection_unties(tmp_path):
             {"llm_config": {"architectures": ["LlamaForCausalLM"]}},
             "it must be a list of one of Qwen2ForCausalLM, InternLM2",
         ),
+        ({"template": "internlm2-chat"}, "template is 'internlm2-chat'; supported: 'internvl2_5'"),
+        ({"image_fold": 2}, "image_fold is 2; supported: None or 0"),
+        ({"pad2square": True}, "pad2square is True; supported: False"),
+        ({"llm_config": {"partial_rotary_factor": 0.5}}, "llm_config.partial_rotary_factor is 0.5; supported: 1"),
+        ({"llm_config": {"rope_scaling": {"type": "dynamic"}}}, "llm_config.rope factor is missing"),
+        ({"llm_config": {"num_hidden_layers": 10**9}}, "llm_config.num_hidden_layers is 1000000000; it must be at"),
         ({"llm_config": {"architectures": 3}}, "llm_config.architectures is 3; it must be a list of one of"),
         ({"llm_config": {"architectures": [["Qwen2ForCausalLM"]]}}, "it must be a list of one of"),
         ({"llm_config": {"hidden_size": None}}, "llm_config.hidden_size is None; it must be a whole number"),

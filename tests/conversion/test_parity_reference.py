@@ -126,7 +126,9 @@ def test_gradients(style, tied, torch):
     for path, parameter in expected.items():
         step = rng.standard_normal((len(parameter.tensors), *parameter.layout.our_shape))
         slope += np.vdot(step.reshape(gradients[path].shape), gradients[path])
-        steps |= {name: parameter.layout.to_theirs(layer) for name, layer in zip(parameter.tensors, step, strict=True)}
+        for name, layer in zip(parameter.tensors, step, strict=True):
+            steps[name] = np.empty(parameter.layout.their_shape)
+            parameter.layout.put(layer, steps[name])
     with torch.no_grad():
         for epsilon in (1e-6, -2e-6):
             for name, step in steps.items():

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from ivl3_jax.conversion.reader import read_params
 from ivl3_jax.conversion.writer import write_params
+from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
 from ivl3_jax.hf_config import read_config
 from tests.conversion.checkpoints import BFLOAT16, abstract, random_tensors, small_config, write_checkpoint
 
@@ -132,18 +133,20 @@ def test_shards_with_an_index(tmp_path):
 def test_companion_files(tmp_path):
     config = small_config()
     source = write_checkpoint(tmp_path / "in", config, random_tensors(config))
-    for name in ("tokenizer.json", "preprocessor_config.json", "generation_config.json", "notes.txt"):
+    write_tokenizer_files(train_tokenizer(["What is written here?"], 300), source)
+    for name in ("preprocessor_config.json", "generation_config.json", "notes.txt"):
         (source / name).write_text(f'{{"name": "{name}"}}')
     params = read_params(source, abstract(config), config)
     write_params(params, config, tmp_path / "copied", copy_from=source)
-    names = {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "generation_config.json"}
-    assert {file.name for file in (tmp_path / "copied").iterdir()} == names | {"README.md", "SHA256SUMS"}
+    found = {file.name for file in (tmp_path / "copied").iterdir()}
+    assert found == {file.name for file in source.iterdir()} - {"notes.txt"} | {"README.md", "SHA256SUMS"}
+    assert json.loads((tmp_path / "copied" / "generation_config.json").read_text())["name"] == "generation_config.json"
 
 
 def test_complete_or_not_there(tmp_path, monkeypatch):
     config = small_config()
     params = read_params(write_checkpoint(tmp_path / "in", config, random_tensors(config)), abstract(config), config)
-    monkeypatch.setattr("ivl3_jax.conversion.writer.to_hf", lambda config: 1 / 0)
+    monkeypatch.setattr("ivl3_jax.conversion.writer.to_hf", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_params(params, config, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["in"]

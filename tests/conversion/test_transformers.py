@@ -2,8 +2,10 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ivl3_jax.config import PRESETS, InternVLConfig
 from ivl3_jax.conversion.names import parameters
@@ -52,6 +54,26 @@ def test_transformers_opens_what_we_write(style, tied, dtype, torch, transformer
         assert torch.equal(a[name], b[name]), name
     processor = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert processor.convert_tokens_to_ids("<IMG_CONTEXT>") == config.image_token_id
+
+
+@pytest.mark.parametrize("style", ["300m", "6b"])
+def test_a_base_model(style, torch, transformers, tmp_path):
+    """Names of InternVLModel, which has no output projection: those of its state, and those that it saves."""
+    load = transformers.InternVLForConditionalGeneration.from_pretrained
+    whole = load(tiny(style, tied=True))
+    whole.model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "config.json").write_text((tmp_path / "saved" / "config.json").read_text())
+    state = {name: tensor.numpy() for name, tensor in whole.model.state_dict().items()}
+    assert "language_model.layers.0.mlp.up_proj.weight" in state and "language_model.norm.weight" in state
+    save_file(state, tmp_path / "state" / "model.safetensors", metadata={"format": "pt"})
+    config = read_config(tiny(style, tied=True))
+    expected = read_params(tiny(style, tied=True), abstract(config), config)
+    for name in ("saved", "state"):
+        _, report = load(tmp_path / name, output_loading_info=True)
+        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert read_config(tmp_path / name) == config
+        jax.tree.map(np.testing.assert_array_equal, read_params(tmp_path / name, abstract(config), config), expected)
 
 
 def test_default_tying_of_transformers_is_seen_through(tmp_path):

@@ -1,6 +1,5 @@
 """Writing a checkpoint: interrupted and resumed, marked while it is incomplete, summed, and told in a card."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -10,10 +9,12 @@ import pytest
 
 import ivl3_jax
 from ivl3_jax.cli.main import main
-from ivl3_jax.conversion import unfinished, writer
+from ivl3_jax.conversion import shards, unfinished, writer
 from ivl3_jax.conversion.card import add_report
+from ivl3_jax.conversion.checksums import sha256
 from ivl3_jax.conversion.comparison import Report
 from ivl3_jax.conversion.convert import convert
+from ivl3_jax.conversion.writer import write_params
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 
 SHARDS = {"layout": "hf", "max_shard_bytes": 60_000}
@@ -51,8 +52,7 @@ def test_resumed_after_the_last_complete_file(source, tmp_path, monkeypatch):
         first = failing_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             convert(source, tmp_path / "out", **SHARDS)
-    assert not (tmp_path / "out").exists()
-    damaged = tmp_path / "out.unfinished" / first[1]
+    damaged = tmp_path / "out" / first[1]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with monkeypatch.context() as patch:
         second = failing_after(patch, 1000)
@@ -60,10 +60,10 @@ def test_resumed_after_the_last_complete_file(source, tmp_path, monkeypatch):
         convert(source, tmp_path / "out", **SHARDS, report=lambda *what: seen.append(what))
     names = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
     assert second == [first[1], *names[3:]]  # what was damaged, and what was not reached
-    assert {phase for phase, _, _ in seen} == {"writing"}
+    assert [phase for phase, _, _ in seen[:3]] == ["checking"] * 3  # the files of the first attempt
+    assert {phase for phase, _, _ in seen[3:]} == {"writing"}
     assert seen[-1][1] == seen[-1][2]
-    assert seen[0][1] > 60_000  # the files of the first attempt count as done
-    assert not (tmp_path / "out.unfinished").exists()
+    assert seen[3][1] > 60_000  # they count as done
     whole = content(tmp_path / "whole")
     whole["README.md"] = whole["README.md"].replace(b"# whole", b"# out")
     assert content(tmp_path / "out") == whole
@@ -83,52 +83,154 @@ def test_another_attempt_starts_over(source, tmp_path, monkeypatch, change):
     assert len(written) == len(list((tmp_path / "out").glob("*.safetensors")))
 
 
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_interrupted_while_resuming(source, tmp_path, monkeypatch, when):
+    with monkeypatch.context() as patch:
+        failing_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out", **SHARDS)
+    with monkeypatch.context() as patch:
+        hashed = []
+
+        def interrupted(file):
+            if len(hashed) == when:
+                raise KeyboardInterrupt
+            hashed.append(file)
+            return sha256(file)
+
+        patch.setattr(unfinished, "sha256", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out", **SHARDS)
+    written = failing_after(monkeypatch, 1000)
+    convert(source, tmp_path / "out", **SHARDS)
+    assert len(written) == len(list((tmp_path / "out").glob("*.safetensors"))) - 3
+    assert not (tmp_path / "out/unfinished.json").exists()
+
+
+def test_interrupted_at_the_end(source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_checksums", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(source, tmp_path / "out", **SHARDS)
+    assert (tmp_path / "out/unfinished.json").exists()
+    written = failing_after(monkeypatch, 0)  # nothing is left to be written
+    convert(source, tmp_path / "out", **SHARDS)
+    assert written == []
+    assert ivl3_jax.load(tmp_path / "out").parameter_count > 0
+
+
 def test_an_unfinished_directory_says_so(source, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        failing_after(patch, 2)
+        assert main(["convert", str(source), str(tmp_path / "out"), "--max_shard_gb", "6e-5"]) == 130
+    assert "the same command continues after the last complete file" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"out is unfinished: writing it was interrupted; repeat the command that wrote"
+    ):
+        ivl3_jax.load(tmp_path / "out")
+    (tmp_path / "out/notes.txt").write_text("mine")
+    (tmp_path / "out/folder").mkdir()
+    assert main(["convert", str(source), str(tmp_path / "out"), "--max_shard_gb", "6e-5"]) == 0
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    assert main(["convert", str(source), str(tmp_path / "third"), "--max_shard_gb", "0"]) == 2
+
+
+def test_another_source_leaves_nothing_of_the_first(source, tmp_path, monkeypatch):
+    (source / "vocab.json").write_text("{}")
     with monkeypatch.context() as patch:
         failing_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             convert(source, tmp_path / "out", **SHARDS)
-        assert main(["convert", str(source), str(tmp_path / "other"), "--max_shard_gb", "6e-5"]) == 130
-    assert "the same command continues after the last complete file" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"out.unfinished is unfinished: writing it was interrupted; repeat the comma"):
-        ivl3_jax.load(tmp_path / "out.unfinished")
-    assert main(["convert", str(source), str(tmp_path / "other"), "--max_shard_gb", "6e-5"]) == 0
-    assert main(["convert", str(source), str(tmp_path / "third"), "--max_shard_gb", "0"]) == 2
+    assert (tmp_path / "out/vocab.json").exists()
+    (source / "vocab.json").unlink()
+    convert(source, tmp_path / "out", layout="hf")
+    assert not (tmp_path / "out/vocab.json").exists()
+    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
 
 
 def test_nothing_stays_of_what_cannot_be_resumed(source, tmp_path, monkeypatch):
     model = ivl3_jax.load(source)
-    with monkeypatch.context() as patch:
-        failing_after(patch, 0)
-        with pytest.raises(KeyboardInterrupt):
-            ivl3_jax.save(model, tmp_path / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["in"]
-    monkeypatch.setattr(writer, "to_hf", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ivl3_jax.save(model, tmp_path / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+    (tmp_path / "empty").mkdir()
+    for name, count in (("out", 0), ("out", 1), ("empty", 0)):
+        with monkeypatch.context() as patch:
+            failing_after(patch, count)
+            with pytest.raises(KeyboardInterrupt):
+                write_params(model.params, model.config, tmp_path / name, **SHARDS)
+    assert {file.name for file in tmp_path.iterdir()} == {"in", "empty"}
+    assert not list((tmp_path / "empty").iterdir())
 
 
-def test_places_that_are_taken(source, tmp_path):
-    (tmp_path / "out.unfinished").mkdir()
-    (tmp_path / "out.unfinished/thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is in the way, and is no unfinished checkpoint"):
+@pytest.mark.parametrize("spoiled", ["config", "tokenizer", "sums"])
+def test_refused_before_anything_is_written(source, tmp_path, monkeypatch, spoiled):
+    if spoiled == "config":
+        monkeypatch.setattr(writer, "to_hf", lambda *_: 1 / 0)
+    elif spoiled == "tokenizer":
+        (source / "tokenizer.json").write_text("{}")
+    else:
+        (source / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
+    written = failing_after(monkeypatch, 1000)
+    with pytest.raises((ZeroDivisionError, ValueError)):
         convert(source, tmp_path / "out", **SHARDS)
-    assert (tmp_path / "out.unfinished/thesis.txt").read_text() == "mine"
-    with unfinished.unfinished(tmp_path / "busy", None):
-        descriptor = os.open(tmp_path / "busy.unfinished", os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(descriptor)
-        with pytest.raises(FileExistsError, match="another process is writing there"):
-            convert(source, tmp_path / "busy", **SHARDS)
+    assert written == []
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+def test_places_that_are_taken(source, tmp_path, monkeypatch):
+    with (
+        unfinished.unfinished(tmp_path / "busy", None, ()),
+        pytest.raises(FileExistsError, match="another process is wri"),
+    ):
+        convert(source, tmp_path / "busy", **SHARDS)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/unfinished.json").write_text("{")
+    with pytest.raises(
+        FileExistsError, match="unfinished.json cannot be read, so what is there cannot be gone on from"
+    ):
+        convert(source, tmp_path / "broken", **SHARDS)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file"):
+        convert(source, tmp_path / "file", **SHARDS)
+    for name in ("link", "dangling"):
+        (tmp_path / name).symlink_to(tmp_path / f"{name}-target")
+    (tmp_path / "link-target").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (tmp_path / "link", tmp_path / "dangling", "."):
+        convert(source, place, layout="hf")
+        assert ivl3_jax.load(place).parameter_count > 0
 
 
 def test_no_room(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
-    with pytest.raises(OSError, match=r"out: 0.00 GB are to be written, but 0.00 are free"):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
+        with pytest.raises(OSError, match=r"out: \d+ MB are to be written, but 0 are free"):
+            convert(source, tmp_path / "out", **SHARDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            convert(source, tmp_path / "out", **SHARDS)
+
+
+def test_a_full_disk_names_the_file(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "header", full)
+    with pytest.raises(OSError, match=r"out/model-00001-of-\d+.safetensors"):
         convert(source, tmp_path / "out", **SHARDS)
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+def test_values_beyond_a_dtype_are_refused(tmp_path):
+    config = small_config()
+    tensors = random_tensors(config)
+    tensors["lm_head.weight"] *= 1e6
+    source = write_checkpoint(tmp_path / "in", config, tensors)
+    with pytest.raises(
+        ValueError, match="tensor lm_head.weight has values that are not finite in float16, whose largest"
+    ):
+        convert(source, tmp_path / "out", layout="hf", dtype="float16")
+    convert(source, tmp_path / "out", layout="hf", dtype="bfloat16")
 
 
 def test_checksums(source, tmp_path, capsys):
@@ -141,6 +243,13 @@ def test_checksums(source, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 1
     assert f"{shard} is not the file that SHA256SUMS lists" in capsys.readouterr().err
+    sums = (tmp_path / "out/SHA256SUMS").read_text()
+    (tmp_path / "out/SHA256SUMS").write_text("\ufeff" + sums.upper().replace("  MODEL", "  ./model").lower())
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 1
+    assert f"{shard} is not the file that SHA256SUMS lists" in capsys.readouterr().err
+    (tmp_path / "out/SHA256SUMS").write_text("\n".join(line for line in sums.splitlines() if shard.name not in line))
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 1
+    assert f"SHA256SUMS does not list {shard.name}; complete it, or remove it" in capsys.readouterr().err
     (tmp_path / "out/SHA256SUMS").write_text("nonsense\n")
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 1
     assert "SHA256SUMS:1: 'nonsense' is not a SHA-256" in capsys.readouterr().err
@@ -154,13 +263,21 @@ def test_the_card(source, tmp_path):
     assert "- Weights from: `in`, in the authors' original layout\n" in card
     assert " in bfloat16\n" in card
     assert "There is no report yet" in card
-    add_report(tmp_path / "hf", Report("hf compared", {"with": "itself"}, []))
+    for title in ("hf as it was", "hf compared"):
+        add_report(tmp_path / "hf", Report(title, {"with": "itself"}, []), "with another")
+    add_report(tmp_path / "hf", Report("its processor", {}, []), "processor")
+    said = (tmp_path / "hf/README.md").read_text()
+    assert "## hf compared\n\n- with: itself\n" in said
+    assert "## its processor" in said
+    assert "There is no report yet" not in said
+    assert "hf as it was" not in said
     convert(tmp_path / "hf", tmp_path / "original", layout="original")
     second = (tmp_path / "original/README.md").read_text()
     assert second.count("## Provenance") == second.count("## Parity") == 1
-    assert "## hf compared\n\n- with: itself\n" in (tmp_path / "hf/README.md").read_text()
     assert "Weights from: `hf`, in transformers'" in second
     assert "hf compared" not in second  # it was said of other files
+    assert "its processor" not in second
+    assert "There is no report yet" in second
     ivl3_jax.save(ivl3_jax.load(source), tmp_path / "saved")
     assert "- Weights from: a model in memory\n" in (tmp_path / "saved/README.md").read_text()
 

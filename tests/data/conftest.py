@@ -9,6 +9,9 @@ from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, Visi
 from ivl3_jax.data import Processor, Tokenizer
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
 from ivl3_jax.hf_config import to_hf
+from tests.data.buckets import bucket
+
+__all__ = ["bucket"]
 
 CORPUS = [
     "What number is written in the picture? The number is 1234.",

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ivl3_jax.data import choose_grid, open_image, tile_image
+from ivl3_jax.data import Fault, choose_grid, open_image, tile_image
+from ivl3_jax.data.images import image_size, square
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
 
@@ -102,7 +103,7 @@ def test_the_middle_between_two_ratios():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (200, 61), (17, 130)])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (200, 61), (17, 130), (1, 5000)])
 def test_tiles_of_every_mode(mode, shape):
     image = noise(mode, *shape)
     assert np.array_equal(tile_image(image, 28, 1, 12, True), tiles_as_published(image, 28, 1, 12, True))
@@ -131,12 +132,50 @@ def test_tiles_from_files(format, tmp_path):
     assert np.array_equal(tile_image(file, 28, 1, 6, True), tiles_as_published(Image.open(file), 28, 1, 6, True))
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+MODES_OF = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"], "TIFF": ["I;16", "CMYK"]}
+
+
+@pytest.mark.parametrize(("format", "mode"), [(name, mode) for name, modes in MODES_OF.items() for mode in modes])
+def test_files_of_every_mode(format, mode, tmp_path):
+    file = tmp_path / "picture"
+    noise(mode, 70, 30).save(file, format)
+    assert np.array_equal(tile_image(file, 28, 1, 6, True), tiles_as_published(Image.open(file), 28, 1, 6, True))
+
+
+def test_a_colour_that_stands_for_nothing_stays_a_colour(tmp_path):
+    """PNGs without an alpha channel may name one colour as transparent."""
+    image = noise("RGB", 70, 30)
+    image.save(tmp_path / "a.png", transparency=image.getpixel((3, 4)))
+    assert np.array_equal(tile_image(tmp_path / "a.png", 28, 1, 6, True), tiles_as_published(image, 28, 1, 6, True))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_exif_orientation_is_not_applied(format, tmp_path):
     image = noise("RGB", 60, 30)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter turn
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(np.asarray(open_image(tmp_path / "turned.png")), np.asarray(image))
+    image.save(tmp_path / "turned", format, exif=exif, quality=100, subsampling=0)
+    found = tile_image(tmp_path / "turned", 28, 1, 6, True)
+    assert np.array_equal(found, tiles_as_published(Image.open(tmp_path / "turned"), 28, 1, 6, True))
+    assert image_size(tmp_path / "turned") == open_image(tmp_path / "turned").size == (60, 30)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO"])
+def test_sizes_from_headers(format, tmp_path):
+    noise("RGB", 48, 30).save(tmp_path / "picture", format)
+    assert image_size(tmp_path / "picture") == open_image(tmp_path / "picture").size
+    assert image_size(noise("L", 5, 7)) == (5, 7)
+    with pytest.raises(Fault, match="none: no such image file") as raised:
+        image_size(tmp_path / "none")
+    assert raised.value.reason == "image"
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 41), (20, 20), (1, 9)])
+def test_square(shape):
+    found, side = square(noise("RGB", *shape)), max(shape)
+    expected = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in (0.485, 0.456, 0.406)))
+    expected.paste(noise("RGB", *shape), ((side - shape[0]) // 2, (side - shape[1]) // 2))
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_the_users_image_is_left_alone():

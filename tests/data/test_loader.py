@@ -1,101 +1,210 @@
-"""Batches: the order is keyed, nothing is lost, budgets hold, threads change nothing."""
+"""The loader: the same rows with any number of hosts and workers, from the start or gone on from any point."""
 
+import json
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from ivl3_jax.data import Message, Sample, batches, prefetch
-from ivl3_jax.data.loader import epoch_order
-from tests.data.pictures import picture
+from ivl3_jax.batch import IGNORE, Batch
+from ivl3_jax.data.faults import Fault, FaultPolicy
+from ivl3_jax.data.loader import Loader
+from ivl3_jax.data.prefetch import prefetch
+from tests.data.toys import Toys, feed
 
-ROOM = {"rows": 2, "tokens": 70, "tiles": 3, "segments": 3}
-
-
-def numbered(index):
-    """Sample `index` answers with a number of its own; every third one has an image."""
-    images = (picture(40, 40, index),) if index % 3 == 0 else ()
-    messages = (Message("user", "Which?"), Message("assistant", f"{index:03d}" * (1 + index % 4)))
-    return Sample(messages, images, source=index, where=f"file:{index}")
+SOURCES = Toys("a", 60), Toys("b", 25, pictures=2, pairs=4, number=1)
+ROWS = 12
 
 
-def sources(batch):
-    return [int(s) for row in range(2) for s in batch.source_id[row][: batch.segment_ids[row].max()]]
+def take(loader, count):
+    found = list(islice(loader, count))
+    loader.close()
+    return found
 
 
-def test_every_sample_once_an_epoch(plain):
-    found = [s for batch in batches(numbered, 23, plain, **ROOM, epochs=2) for s in sources(batch)]
-    assert sorted(found) == sorted([*range(23)] * 2)
-    assert sorted(found[:23]) != found[:23]
+def same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        for name, x, y in zip(Batch._fields, a, b, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def test_shapes_are_static_and_budgets_hold(plain):
-    for batch in batches(numbered, 23, plain, **ROOM, epochs=1):
-        assert batch.tokens.shape == (2, 70) and batch.tiles.shape == (2, 3, 56, 56, 3)
-        assert batch.segment_ids.max() <= 3 and batch.visual_index.max() < 3 * 4
+def joined(parts):
+    """Batches of several hosts as one."""
+    return [Batch(*map(np.concatenate, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
 
 
-def test_first_row_with_room_takes_the_sample(plain):
-    order = [int(i) for i in epoch_order(23, 0, 0)]
-    rows, expected = [[0, 0, []], [0, 0, []]], []
-    for index in order:
-        encoded = plain.encode(numbered(index))
-        size, tiles = len(encoded), len(encoded.tiles)
-        for row in rows:
-            if row[0] + size <= 70 and row[1] + tiles <= 3 and len(row[2]) < 3:
-                break
-        else:
-            expected.append(rows[0][2] + rows[1][2])
-            rows = [[0, 0, []], [0, 0, []]]
-            row = rows[0]
-        row[0], row[1] = row[0] + size, row[1] + tiles
-        row[2].append(index)
-    expected.append(rows[0][2] + rows[1][2])
-    assert [sources(batch) for batch in batches(numbered, 23, plain, **ROOM, epochs=1)] == expected
+@pytest.fixture(scope="module")
+def expected(processor):
+    return take(Loader(feed(processor, *SOURCES, streams=ROWS)), 6)
 
 
-def test_order_is_a_function_of_seed_and_epoch(plain):
-    assert epoch_order(5, 0, 0).tolist() == epoch_order(5, 0, 0).tolist()
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-    # Written down once, so that another version of numpy cannot change the order unnoticed.
-    assert epoch_order(8, 1, 2).tolist() == [7, 0, 5, 4, 6, 2, 3, 1]
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_change_nothing(processor, expected, hosts):
+    parts = [take(Loader(feed(processor, *SOURCES, streams=ROWS), host=h, hosts=hosts), 6) for h in range(hosts)]
+    same(joined(parts), expected)
 
 
-def test_prefetch_changes_nothing(plain):
-    straight = list(islice(batches(numbered, 23, plain, **ROOM, seed=5), 12))
-    ahead = list(islice(prefetch(batches(numbered, 23, plain, **ROOM, seed=5)), 12))
-    for one, other in zip(straight, ahead, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 1), (1, 3), (2, 4), (4, 2)])
+def test_workers_change_nothing(processor, expected, hosts, workers):
+    loaders = [
+        Loader(feed(processor, *SOURCES, streams=ROWS), host=h, hosts=hosts, workers=workers) for h in range(hosts)
+    ]
+    same(joined([take(loader, 6) for loader in loaders]), expected)
 
 
-def test_prefetch_ends_and_passes_errors_on_in_their_place():
-    assert list(prefetch(iter(range(5)), ahead=3)) == [0, 1, 2, 3, 4]
-
-    def failing():
-        yield 1
-        yield 2
-        raise ValueError("third")
-
-    seen = []
-    with pytest.raises(ValueError, match="third"):
-        for item in prefetch(failing(), ahead=4):
-            seen.append(item)
-    assert seen == [1, 2]
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_going_on_from_any_batch(processor, expected, stop):
+    loader = Loader(feed(processor, *SOURCES, streams=ROWS))
+    first = list(islice(loader, stop))
+    state = json.loads(json.dumps(loader.state))
+    loader.close()
+    same(first + take(Loader(feed(processor, *SOURCES, streams=ROWS), state=state), 6 - stop), expected)
 
 
-def test_samples_that_never_fit(plain):
-    long = Sample((Message("user", "?"), Message("assistant", "0123456789" * 9)), where="file:9")
-    with pytest.raises(ValueError, match=r"^file:9 has \d+ tokens, but a row has room for 70"):
-        next(batches(lambda index: long, 1, plain, **ROOM))
-    many = Sample((Message("user", "?"), Message("assistant", "7")), (picture(9, 9),) * 4, where="file:8")
-    with pytest.raises(ValueError, match="file:8 has 4 tiles, but a row has room for 3"):
-        next(batches(lambda index: many, 1, plain, **(ROOM | {"tokens": 99})))
-    with pytest.raises(ValueError, match="there are 0 samples"):
-        next(batches(numbered, 0, plain, **ROOM))
+@pytest.mark.slow
+def test_going_on_with_other_hosts_and_workers(processor, expected):
+    states = {"streams": {}}
+    for host in range(4):
+        loader = Loader(feed(processor, *SOURCES, streams=ROWS), host=host, hosts=4)
+        next(loader), next(loader)
+        states = {"of": loader.state["of"], "streams": states["streams"] | loader.state["streams"]}
+        loader.close()
+    arguments = feed(processor, *SOURCES, streams=ROWS), 3
+    parts = [take(Loader(arguments[0], host=h, hosts=3, workers=2, state=states), 4) for h in range(3)]
+    same(joined(parts), expected[2:])
 
 
-def test_faulty_samples_stop_with_their_place(plain):
-    bad = Sample((Message("user", "<image>"), Message("assistant", "7")), where="file:7")
-    with pytest.raises(ValueError, match="^file:7: "):
-        next(batches(lambda index: bad, 1, plain, **ROOM))
+def test_a_state_is_small(processor):
+    loader = Loader(feed(processor, *SOURCES, streams=2))
+    next(loader)
+    assert len(json.dumps(loader.state)) < 4000
+    loader.close()
+
+
+def test_a_state_of_something_else_is_refused(processor):
+    loader = Loader(feed(processor, *SOURCES))
+    state = loader.state
+    loader.close()
+    for other, words in (
+        (feed(processor, *SOURCES, seed=1), "its seed is 0, here it is 1"),
+        (feed(processor, *SOURCES, budget=(150, 8, 8)), r"its budget is \[200, 8, 8\], here it is \[150, 8, 8\]"),
+        (feed(processor, SOURCES[0]), "its sources is"),
+    ):
+        with pytest.raises(ValueError, match=f"the data's state is of another feed: {words}"):
+            Loader(other, state=state)
+    del state["streams"]["3"]
+    with pytest.raises(ValueError, match=r"lacks the streams \[3\]; it must have those of all hosts"):
+        Loader(feed(processor, *SOURCES), state=state)
+
+
+def test_numbers_that_do_not_fit(processor):
+    with pytest.raises(ValueError, match=r"4 rows in a batch and 3 hosts; the hosts must be one of \[1, 2, 4\]"):
+        Loader(feed(processor, *SOURCES), hosts=3)
+    with pytest.raises(ValueError, match="the host is number 2 of 2; it must lie in 0..1"):
+        Loader(feed(processor, *SOURCES), host=2, hosts=2)
+    with pytest.raises(ValueError, match="hosts' data would end at different steps"):
+        Loader(feed(processor, *SOURCES, exhausted="drop"), hosts=2)
+
+
+def answers(batch):
+    """What is trained on in each segment: its source, and its labels without the end of the turn."""
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            labels = batch.labels[row][batch.segment_ids[row] == segment]
+            yield int(batch.source_id[row, segment - 1]), labels[labels != IGNORE][:-1]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_pass_has_every_sample_once(processor, workers):
+    loader = Loader(feed(processor, Toys("a", 40), Toys("b", 17, number=1), exhausted="drop"), workers=workers)
+    found = [
+        (source, int(processor.tokenizer.decode(labels)[:5])) for batch in loader for source, labels in answers(batch)
+    ]
+    assert sorted(found) == [(0, i) for i in range(40)] + [(1, i) for i in range(17)]
+
+
+def test_budgets_hold_and_rows_are_full(processor):
+    batches = take(Loader(feed(processor, *SOURCES, streams=2)), 20)
+    assert all(batch.tokens.shape == (2, 200) and batch.tiles.shape == (2, 8, 56, 56, 3) for batch in batches)
+    filled = np.mean([batch.segment_ids > 0 for batch in batches])
+    assert filled > 0.9
+
+
+def test_pairs_are_whole_and_share_their_tiles(processor):
+    pairs = 0
+    for batch in take(Loader(feed(processor, Toys("p", 30, pictures=1, pairs=1), streams=1)), 10):
+        ids, chosen = batch.pair_id[0], batch.chosen[0]
+        for pair in set(ids[ids >= 0]):
+            first, second = np.flatnonzero(ids == pair)
+            assert (chosen[first], chosen[second], second) == (True, False, first + 1)
+            visual = [set(batch.visual_index[0][batch.segment_ids[0] == s + 1]) - {-1} for s in (first, second)]
+            assert visual[0] == visual[1] != set()
+            pairs += 1
+    assert pairs > 10
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bad_sample_ends_the_run(processor, workers):
+    loader = Loader(feed(processor, Toys("a", 50, bad=10)), workers=workers)
+    with pytest.raises(Fault, match=r"a:\d+: is bad") as caught:
+        list(islice(loader, 10))
+    assert caught.value.reason == "line"
+    loader.close()
+
+
+def test_bad_samples_are_skipped_and_counted(processor):
+    settings = {"faults": FaultPolicy("skip", most=0.2), "exhausted": "drop"}
+    loader = Loader(feed(processor, Toys("a", 50, bad=10), **settings))
+    found = sum(len(list(answers(batch))) for batch in loader)
+    assert found == 45
+    assert loader.skipped == {"line": 5}
+    assert sorted(skip.message for skip in loader.take_skips())[0] == "a:12: is bad"
+    assert loader.take_skips() == []
+
+
+def test_too_many_bad_samples_end_the_run(processor):
+    faults = FaultPolicy("skip", most=0.05, grace=20)
+    loader = Loader(feed(processor, Toys("a", 50, bad=3), faults=faults, streams=1))
+    with pytest.raises(ValueError, match=r"\d of \d+ samples were skipped, more than the fraction of 0.05 .* is bad"):
+        list(islice(loader, 30))
+    faults = FaultPolicy("skip", most=1.0, grace=20)  # never ready, and must not go on for ever
+    with pytest.raises(ValueError, match="21 of 21 samples were skipped"):
+        next(Loader(feed(processor, Toys("a", 50, bad=1), faults=faults, streams=1)))
+    with pytest.raises(ValueError, match="the policy for faults is 'ignore'; it must be raise or skip"):
+        FaultPolicy("ignore")
+    with pytest.raises(ValueError, match=r"is 2; it must lie in 0..1"):
+        FaultPolicy("skip", most=2)
+
+
+def test_a_sample_that_changed_is_told(processor):
+    loader = Loader(feed(processor, Toys("a", 60)))
+    next(loader)
+    state = loader.state
+    loader.close()
+    other = Loader(feed(processor, Toys("a", 60, pictures=1)), state=state)
+    with pytest.raises(ValueError, match=r"a:\d+ has changed since the state was saved"):
+        list(islice(other, 5))
+
+
+def test_a_late_start_draws_nothing_before(processor, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Toys, "__getitem__", lambda self, index, get=Toys.__getitem__: drawn.append(index) or get(self, index)
+    )
+    state = Loader(feed(processor, Toys("a", 10**9), streams=1)).state
+    drawn.clear()
+    state["streams"]["0"]["next"] = 10**9
+    loader = Loader(feed(processor, Toys("a", 10**9), streams=1), state=state, ahead=1)
+    next(loader)
+    loader.close()
+    assert len(drawn) < 200
+
+
+def test_prefetch_keeps_the_order_and_passes_errors():
+    assert list(prefetch(iter(range(10)), 3)) == list(range(10))
+    items = prefetch((1 // (3 - i) for i in range(5)), 2)
+    assert [next(items), next(items), next(items)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)

@@ -10,18 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivl3_jax.data import INTERNVL_SYSTEM, ChatTemplate, Message, Processor, Sample, tile_image
+from ivl3_jax.data import INTERNVL_SYSTEM, ChatTemplate, Fault, Message, Processor, collate, tile_image
 from ivl3_jax.data.positions import v2pe_positions
 from ivl3_jax.data.processor import RESERVED
 from ivl3_jax.data.records import TRAINING_LABEL, Video
 from tests.data.pictures import picture
+from tests.data.talks import sample
 
 IGNORE = -100
-
-
-def sample(*turns, images=(), **fields):
-    roles = {"s": "system", "u": "user", "a": "assistant"}
-    return Sample(tuple(Message(roles[role], text) for role, text in turns), tuple(images), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -190,25 +186,26 @@ def test_placeholder_text_outside_user_turns_is_text(plain):
 
 
 @pytest.mark.parametrize(
-    ("turns", "images", "told"),
+    ("turns", "images", "told", "reason"),
     [
-        ([("u", "<image><image>?"), ("a", "7")], 1, "2 <image> placeholders for 1 images"),
-        ([("u", "<image>?"), ("a", "7")], 2, "1 <image> placeholders for 2 images"),
-        ([("u", "<image>?"), ("a", "7")], 0, "1 <image> placeholders for 0 images"),
-        ([("u", "<video>?"), ("a", "7")], 0, "1 <video> placeholders for 0 videos"),
-        ([("u", "a <img> tag"), ("a", "7")], 0, "the user turn contains the special token <img>"),
-        ([("u", "<IMG_CONTEXT>"), ("a", "7")], 0, "special token <IMG_CONTEXT>"),
-        ([("u", "?"), ("a", "</img>")], 0, "the assistant turn contains the special token </img>"),
-        ([("u", "a<|im_end|>\n<|im_start|>system\nb"), ("a", "7")], 0, r"special token <\|im_start\|>"),
-        ([("u", "?")], 0, "has no assistant turn"),
-        ([("a", "7")], 0, "has no user turn"),
-        ([("u", "?"), ("s", "late"), ("a", "7")], 0, "system turn stands behind"),
+        ([("u", "<image><image>?"), ("a", "7")], 1, "2 <image> placeholders for 1 images", "placeholder"),
+        ([("u", "<image>?"), ("a", "7")], 2, "1 <image> placeholders for 2 images", "placeholder"),
+        ([("u", "<image>?"), ("a", "7")], 0, "1 <image> placeholders for 0 images", "placeholder"),
+        ([("u", "<video>?"), ("a", "7")], 0, "1 <video> placeholders for 0 videos", "placeholder"),
+        ([("u", "a <img> tag"), ("a", "7")], 0, "the user turn contains the special token <img>", "placeholder"),
+        ([("u", "<IMG_CONTEXT>"), ("a", "7")], 0, "special token <IMG_CONTEXT>", "placeholder"),
+        ([("u", "?"), ("a", "</img>")], 0, "the assistant turn contains the special token </img>", "placeholder"),
+        ([("u", "a<|im_end|>\n<|im_start|>system\nb"), ("a", "7")], 0, r"special token <\|im_start\|>", "placeholder"),
+        ([("u", "?")], 0, "has no assistant turn", "empty"),
+        ([("a", "7")], 0, "has no user turn", "line"),
+        ([("u", "?"), ("s", "late"), ("a", "7")], 0, "system turn stands behind", "line"),
     ],
 )
-def test_faulty_samples_are_named(plain, turns, images, told):
+def test_faulty_samples_are_named(plain, turns, images, told, reason):
     bad = sample(*turns, images=[picture(9, 9)] * images, where="train.jsonl:17")
-    with pytest.raises(ValueError, match=f"^train.jsonl:17: .*{told}"):
+    with pytest.raises(Fault, match=f"^train.jsonl:17: .*{told}") as raised:
         plain.encode(bad)
+    assert raised.value.reason == reason
 
 
 def test_faulty_prompts_and_images_are_named(plain, tmp_path):
@@ -257,7 +254,7 @@ def test_collate(processor, weighting):
     second = processor.encode(sample(("u", "Hi"), ("a", "7"), source=2))
     third = processor.encode(sample(("u", "And?"), ("a", "8"), images=[picture(30, 30)]))
     members = [first, second, third]
-    batch = processor.collate([members, [], [second]], 120, 5, 4, weighting)
+    batch = collate(processor, [members, [], [second]], 120, 5, 4, weighting)
     assert batch.tokens.shape == (3, 120) and batch.tiles.shape == (3, 5, 56, 56, 3)
     used = sum(map(len, members))
     assert batch.tokens[0].tolist() == [*np.concatenate([m.tokens for m in members]), *[0] * (120 - used)]
@@ -283,15 +280,15 @@ def test_collate(processor, weighting):
 def test_collate_without_tiles_and_overflow(plain):
     text = plain.encode(sample(("u", "Hi"), ("a", "7"), where="a:1"))
     seen = plain.encode(sample(("u", "Hi"), ("a", "7"), images=[picture(9, 9)], where="a:2"))
-    assert plain.collate([[text]], len(text), 0, 1).tiles.shape == (1, 0, 56, 56, 3)
+    assert collate(plain, [[text]], len(text), 0, 1).tiles.shape == (1, 0, 56, 56, 3)
     with pytest.raises(ValueError, match=rf"row 0 \(a:1\) needs {len(text)} tokens, but has room for {len(text) - 1}"):
-        plain.collate([[text]], len(text) - 1, 0, 1)
+        collate(plain, [[text]], len(text) - 1, 0, 1)
     with pytest.raises(ValueError, match=r"row 1 \(a:2, a:2\) needs 2 tiles, but has room for 1"):
-        plain.collate([[], [seen, seen]], 99, 1, 2)
+        collate(plain, [[], [seen, seen]], 99, 1, 2)
     with pytest.raises(ValueError, match="needs 2 segments, but has room for 1"):
-        plain.collate([[text, text]], 99, 1, 1)
+        collate(plain, [[text, text]], 99, 1, 1)
     with pytest.raises(ValueError, match="'mean'; valid: token, sample, square"):
-        plain.collate([[text]], 99, 1, 1, "mean")
+        collate(plain, [[text]], 99, 1, 1, "mean")
 
 
 def test_from_directory_reads_the_processor_files(directory, tmp_path):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ivl3_jax.data import Tokenizer
@@ -116,6 +116,8 @@ def both(request, tmp_path_factory):
         st.lists(st.sampled_from([*WORDS.split(), *REQUIRED, "<code>", "  "])).map(" ".join),
     )
 )
+@example("\x85")
+@example(" a  \x85 b ")
 @settings(max_examples=400, deadline=None)
 def test_the_translation_gives_the_same_ids(both, text):
     pieces, translated = both

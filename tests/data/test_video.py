@@ -12,8 +12,7 @@ from ivl3_jax.data import video_file
 from ivl3_jax.data.images import tile_image
 from ivl3_jax.data.records import Video
 from ivl3_jax.data.video import is_video, sample_frames, spread, video_tiles
-from ivl3_jax.data.video_damage import DamagedVideo
-from tests.data.pictures import STEP, grey, write_noise, write_video
+from tests.data.pictures import STEP, grey, write_video
 
 FRAMES = 20
 
@@ -131,7 +130,7 @@ def test_only_what_is_chosen_is_kept(clip, monkeypatch):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts"])
 def test_seeking_finds_what_decoding_all_finds(suffix, tmp_path):
     file = write_video(tmp_path / f"clip.{suffix}", FRAMES)
-    contents = video_file._contents(file)
+    contents = video_file.look(file)
     assert (contents.count, list(contents.starts)) == (FRAMES, [0, 6, 12, 18])
     for wanted in ([0], [19], [5, 6], [1, 7, 8, 18], [11, 12, 13], range(FRAMES)):
         found = video_file._by_seeking(file, wanted, contents, index_of_decoded)
@@ -140,61 +139,10 @@ def test_seeking_finds_what_decoding_all_finds(suffix, tmp_path):
 
 
 def test_a_file_that_leads_elsewhere_is_decoded_from_the_beginning(clip, monkeypatch):
-    contents = video_file._contents
+    contents = video_file.look
     wrong = {"times": range(100, 100 + FRAMES)}
-    monkeypatch.setattr(video_file, "_contents", lambda path: dataclasses.replace(contents(path), **wrong))
+    monkeypatch.setattr(video_file, "look", lambda path: dataclasses.replace(contents(path), **wrong))
     assert sample_frames(clip, lambda *_: [2, 11], index_of) == [2, 11]
-
-
-def test_a_damaged_end_leaves_what_came_before(clip, monkeypatch):
-    whole = video_file._frames
-    monkeypatch.setattr(video_file, "_frames", lambda path: itertools.islice(whole(path), 8))
-    monkeypatch.setattr(video_file, "_by_seeking", lambda *_: None)
-    with pytest.warns(DamagedVideo, match="clip.mp4: the video is damaged: 12 of about 20 frames cannot be read"):
-        found = sample_frames(clip, spread(Video(clip, 4)), index_of)
-    assert found == published_indices(7, 10, 4, None)
-
-
-def test_a_file_cut_off_in_the_middle(tmp_path):
-    file = write_video(tmp_path / "clip.mkv", FRAMES)
-    file.write_bytes(file.read_bytes()[:-400])
-    with pytest.warns(DamagedVideo, match="clip.mkv: the video is damaged: 10 of about 19 frames cannot be read"):
-        found = sample_frames(file, lambda count, fps: range(count), index_of)
-    assert found == [*range(8), 9]  # the frame between is stored behind the one that it leans on, and is lost
-
-
-@pytest.mark.parametrize("suffix", ["mkv", "avi", "ts", "mp4"])
-def test_a_hole_in_the_middle(suffix, tmp_path):
-    file = write_noise(tmp_path / f"clip.{suffix}")
-    whole = file.read_bytes()
-    half, fifth = len(whole) // 2, len(whole) // 5
-    file.write_bytes(whole[:half] + bytes(fifth) + whole[half + fifth :])
-    with pytest.warns(DamagedVideo, match=r"the video is damaged: (1[0-9]|3[0-9]) of about 60 frames cannot be read"):
-        assert len(video_tiles(Video(file, 8), 28)) == 8
-
-
-@pytest.mark.parametrize(("suffix", "options"), [("mkv", {}), ("avi", {}), ("mp4", {"movflags": "faststart"})])
-def test_half_a_file(suffix, options, tmp_path):
-    file = write_noise(tmp_path / f"clip.{suffix}", options)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.warns(DamagedVideo, match=r"the video is damaged: (29|3[0-3]) of about 60 frames cannot be read"):
-        assert len(video_tiles(Video(file, 8), 28)) == 8
-
-
-def test_faulty_frames_are_counted(tmp_path):
-    file = write_noise(tmp_path / "clip.avi")
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.warns(DamagedVideo, match="; 1 of the frames that are looked at could be decoded only in part"):
-        sample_frames(file, lambda count, fps: range(count), index_of)
-
-
-@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts", "avi", "mov"])
-@pytest.mark.filterwarnings("error::ivl3_jax.data.video_damage.DamagedVideo")
-def test_whole_videos_are_not_called_damaged(suffix, tmp_path):
-    video_tiles(Video(write_noise(tmp_path / f"clip.{suffix}"), 60), 28)
-    if suffix in ("mkv", "mp4"):  # with pauses, which are nothing special where steps are unequal
-        times = list(itertools.accumulate(range(60), lambda time, index: time + (100 if index % 7 else 900)))
-        video_tiles(Video(write_video(tmp_path / f"uneven.{suffix}", 60, times), 60), 28)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.gif"])

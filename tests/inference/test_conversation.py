@@ -194,5 +194,6 @@ def test_an_answer_that_spells_a_reserved_token_is_no_hindrance(token, chat, mon
 def test_numpy_numbers_and_no_images(chat):
     expected = chat.conversation().ask("One?", max_new_tokens=4)
     assert chat.ask("One?", None, None, max_new_tokens=np.int64(4)) == expected
-    with pytest.raises(ValueError, match="max_new_tokens is .*0.*; it must be a whole number of at least 1"):
-        chat.ask("One?", max_new_tokens=np.int64(0))
+    for number in (np.int64(0), True):
+        with pytest.raises(ValueError, match="max_new_tokens is .*(0|True).*; it must be a whole number of at least 1"):
+            chat.ask("One?", max_new_tokens=number)

@@ -203,3 +203,6 @@ def test_load_video(model, tmp_path):
     assert counts == [13, 13] and len(tiles) == 26  # 4 x 3 and the thumbnail
     prefix = "".join(f"Frame{i + 1}: <image>\n" for i in range(len(counts)))
     assert isinstance(chat(model, tiles, f"{prefix}What?", num_patches_list=counts, max_new_tokens=4), str)
+    picture(30, 30).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: a still picture, not a video; give it as an image"):
+        load_video(tmp_path / "a.png")

@@ -124,19 +124,20 @@ def test_the_image_token_is_found_in_any_of_the_files(tmp_path):
     assert second_reading(directory, tensors).image_token_id == read_config(directory).image_token_id == 17
 
 
-def test_adapters_are_to_be_merged_first(tmp_path, capsys):
+@pytest.mark.parametrize("layout", ["hf", "original"])
+def test_adapters_are_to_be_merged_first(layout, tmp_path, capsys):
     config = small_config()
-    tensors = random_tensors(config, layout="original")
-    name = "language_model.model.layers.0.self_attn.q_proj"
+    tensors = random_tensors(config, layout=layout)
+    name = next(name for name in tensors if name.endswith("layers.0.self_attn.q_proj.weight")).removesuffix(".weight")
     weight = tensors.pop(f"{name}.weight")
     unmerged = {
         f"{name}.base_layer.weight": weight,
         f"{name}.lora_A.default.weight": weight[:4],
         f"{name}.lora_B.default.weight": weight[:, :4].copy(),
     }
-    write_checkpoint(tmp_path / "lora", config, tensors | unmerged, "original")
+    write_checkpoint(tmp_path / "lora", config, tensors | unmerged, layout)
     assert main(["parity", str(tmp_path / "lora")]) == 1
-    assert "merge them first: ivl3 convert SOURCE DESTINATION --layout original" in capsys.readouterr().err
+    assert f"merge them first: ivl3 convert SOURCE DESTINATION --layout {layout}" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_of_before_the_reference_runs(tmp_path, capsys):

@@ -1,0 +1,147 @@
+"""InternVL's meta file, which lists data sources:
+
+{"docvqa": {"root": "data/docvqa/", "annotation": "data/docvqa.jsonl", "data_augment": false, "repeat_time": 1,
+            "length": 10000, "max_dynamic_patch": 12}, ...}
+"""
+
+import difflib
+import json
+import logging
+import math
+import os
+import posixpath
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ivl3_jax.data.files import is_remote, read_bytes, replacing
+from ivl3_jax.data.jsonl import JsonlSource
+from ivl3_jax.data.parquet import ParquetSource
+from ivl3_jax.data.shards import ShardSource
+from ivl3_jax.data.sources import RecordSource, SourceSpec
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and (not is_remote(value) or value.startswith("gs://"))
+
+
+def _is_repeat(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf and (value < 1 or value == int(value))
+
+
+_PATH = "a path or gs://BUCKET/PATH; from other places copy it, or mount the bucket"
+# What a value must be, each as a test and in words.
+KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "root": (_is_path, _PATH),
+    "annotation": (lambda value: _is_path(value) and value, _PATH),
+    "data_augment": (lambda value: type(value) is bool, "true or false"),
+    "repeat_time": (_is_repeat, "a fraction above 0 and below 1, or a whole number"),
+    "length": (lambda value: type(value) is int and value >= 0, "a whole number"),
+    "max_dynamic_patch": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+}
+
+
+def read_meta(file: str | Path) -> list[SourceSpec]:
+    """The sources of a meta file, in its order.
+
+    Only "annotation" is required. "root" is by default the directory of the annotation, "data_augment" false and
+    "repeat_time" 1. Other keys are passed over, as published files have some, unless one looks like one of these
+    misspelled. A relative path starts from the directory of the meta file if it leads to something there, else from
+    the current one, as in the original.
+
+    Raises:
+        ValueError: the file is not as above; the message says file, source, key, value and what would be valid.
+        OSError: the file cannot be read.
+    """
+    file = str(file)
+    try:
+        found = json.loads(read_bytes(file), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not a meta file ({error})") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{file}: must be a JSON object with an entry for each data source, as in InternVL")
+    return [_spec(file, name, entry) for name, entry in found.items()]
+
+
+def write_meta(file: Path, specs: Iterable[SourceSpec]) -> None:
+    """Writes a meta file that `read_meta` reads."""
+    entries = {}
+    for spec in specs:
+        values = (spec.root, spec.annotation, spec.augment, spec.repeat, spec.length, spec.max_tiles)
+        entries[spec.name] = {key: value for key, value in zip(KEYS, values, strict=True) if value is not None}
+    with replacing(file) as stream:
+        stream.write(json.dumps(entries, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def open_source(spec: SourceSpec, number: int = 0) -> RecordSource:
+    """Opens a source by the suffix of its annotation: .jsonl, .parquet, or none for a directory of shards.
+
+    A "length" that is not the number of its records is told by a warning and changes nothing.
+
+    Args:
+        number: given to every sample as its `source`.
+
+    Raises:
+        ValueError: it is of another kind, empty, or damaged. OSError: it cannot be read.
+        ModuleNotFoundError: what reads it is not installed.
+    """
+    source = _opened(spec, number)
+    # Where a fraction is taken, published files state the number before or after that.
+    if spec.length is not None and len(source) not in (spec.length, int(spec.length * min(spec.repeat, 1))):
+        said = f"{spec.name}.length is {spec.length}, but {spec.annotation} has {len(source)} samples to use"
+        logging.getLogger(__name__).warning(said)
+    return source
+
+
+def _opened(spec: SourceSpec, number: int) -> RecordSource:
+    at, suffix = f"{spec.name}.annotation is {spec.annotation!r}", posixpath.splitext(spec.annotation)[1].lower()
+    remote, file = is_remote(spec.annotation), suffix in (".jsonl", ".parquet")
+    if remote and file:
+        raise ValueError(
+            f"{at}; a {suffix} file is read from disk: copy or mount it, or make shards of it with `ivl3 data shard`, "
+            "which are read from gs:// as well"
+        )
+    if not remote and not os.path.exists(spec.annotation):
+        raise ValueError(f"{at}, which does not exist, neither beside the meta file nor from the current directory on")
+    if not remote and not file and not os.path.isdir(spec.annotation):
+        raise ValueError(f"{at}, of no known kind; valid: a .jsonl or .parquet file, or a directory of shards")
+    if not file:
+        return ShardSource(spec, number)
+    return JsonlSource(spec, number) if suffix == ".jsonl" else ParquetSource(spec, number)
+
+
+def _spec(file: str, name: str, entry: Any) -> SourceSpec:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file}: {name} is {entry!r:.80}; it must be an object with {', '.join(KEYS)}")
+    for key, value in entry.items():
+        if key not in KEYS and (near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)):
+            raise ValueError(f"{file}: {name} has the key {key!r}; did you mean {near[0]}?")
+        if key in KEYS and not KEYS[key][0](value):
+            raise ValueError(f"{file}: {name}.{key} is {value!r:.80}; it must be {KEYS[key][1]}")
+    if "annotation" not in entry:
+        raise ValueError(f"{file}: {name} has no 'annotation'; it must name a .jsonl or .parquet file, or shards")
+    annotation = _located(entry["annotation"], file)
+    return SourceSpec(
+        name,
+        root=_located(entry["root"], file) if "root" in entry else os.path.dirname(annotation),
+        annotation=annotation,
+        augment=entry.get("data_augment", False),
+        repeat=entry.get("repeat_time", 1),
+        length=entry.get("length"),
+        max_tiles=entry.get("max_dynamic_patch"),
+    )
+
+
+def _located(path: str, file: str) -> str:
+    if not path or is_remote(path) or os.path.isabs(path):
+        return path
+    beside = posixpath.join(posixpath.dirname(file), path)
+    return beside if is_remote(file) or os.path.exists(beside) else path
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found

@@ -1,0 +1,172 @@
+"""What is learned from, as typed data, and the feed that follows from it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ivl3_jax.data.encoding import Encoder
+from ivl3_jax.data.faults import Fault, FaultPolicy
+from ivl3_jax.data.frames import TrainingFrames
+from ivl3_jax.data.jpeg import Jpeg
+from ivl3_jax.data.meta import open_source, read_meta
+from ivl3_jax.data.mixture import Exhausted, Mixture, weights_by
+from ivl3_jax.data.packing import Budget
+from ivl3_jax.data.positions import random_deltas
+from ivl3_jax.data.processor import Processor
+from ivl3_jax.data.sources import Conversations, Source, SourceSpec
+from ivl3_jax.data.stream import Feed, Part
+
+LOOKED_AT = 16  # samples by which a source is known as text alone or not
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is learned from, and the static shape of a batch.
+
+    Attributes:
+        meta: InternVL meta files; the sources of all of them are mixed.
+        annotation: instead of a meta file, one InternVL JSONL or Parquet file, or a directory of shards.
+        root: with `annotation`, the directory that its image paths start from; by default that of the file.
+        rows, tokens, tiles, segments: B, S, T and G of a batch, see `ivl3_jax.batch`.
+        min_tiles, max_tiles, thumbnail: dynamic tiling; null takes the checkpoint's. Several images share max_tiles.
+        weighting: of each answer by its number n of trained tokens: 1, 1/n or 1/sqrt(n) a token.
+        weights: of the sources: by their `length` times repeat_time, the `sqrt` of that, or a number for each name.
+        text_share: fraction of samples from sources without images, such as 0.25; null leaves it to the weights.
+        exhausted: `repeat` a source that was gone through, in a new order, or `drop` it.
+        lookahead: rows' worth of samples among which those of a row are chosen.
+        too_long: what becomes of a sample with more tokens than a row: `raise` is a fault, `truncate` cuts its end off,
+            `split` makes several segments of it; never within an image.
+        too_many_tiles: likewise with tiles: `raise` is a fault, `shrink` gives its images fewer.
+        faults: what becomes of bad samples, and how many there may be.
+        frames: of a video. jpeg: of sources with data_augment.
+        positions: `plain`, or `v2pe` with a step drawn for each image.
+        workers: processes that read. ahead: batches made in advance.
+    """
+
+    meta: list[str] = field(default_factory=list)
+    annotation: str | None = None
+    root: str | None = None
+    rows: int = 1
+    tokens: int = 4096
+    tiles: int = 12
+    segments: int = 16
+    min_tiles: int | None = None
+    max_tiles: int | None = None
+    thumbnail: bool | None = None
+    weighting: Literal["token", "sample", "square"] = "square"
+    weights: Literal["length", "sqrt"] | Mapping[str, float] = "length"
+    text_share: float | None = None
+    exhausted: Exhausted = "repeat"
+    lookahead: float = 4.0
+    too_long: Literal["raise", "truncate", "split"] = "raise"
+    too_many_tiles: Literal["raise", "shrink"] = "raise"
+    faults: FaultPolicy = field(default_factory=FaultPolicy)
+    frames: TrainingFrames = field(default_factory=TrainingFrames)
+    jpeg: Jpeg = field(default_factory=Jpeg)
+    positions: Literal["plain", "v2pe"] = "plain"
+    workers: int = 0
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "tokens", "tiles", "segments", "min_tiles", "max_tiles", "workers", "ahead"):
+            value, least = getattr(self, name), 0 if name in ("tiles", "workers") else 1
+            if value is not None and value < least:
+                raise ValueError(f"DataRecipe.{name} is {value}; it must be at least {least}")
+        if self.min_tiles is not None and self.max_tiles is not None and self.min_tiles > self.max_tiles:
+            raise ValueError(
+                f"DataRecipe.min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}; "
+                "valid: min_tiles <= max_tiles"
+            )
+        if not self.lookahead > 0:
+            raise ValueError(f"DataRecipe.lookahead is {self.lookahead}; it must be above 0")
+        if bool(self.meta) == (self.annotation is not None):
+            raise ValueError("DataRecipe: give either meta (files) or annotation (a file or shards)")
+        if self.root is not None and self.annotation is None:
+            raise ValueError("DataRecipe.root goes with annotation; a meta file has the root of each source")
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.tokens, self.tiles, self.segments)
+
+
+def open_feed(recipe: DataRecipe, processor: Processor, seed: int) -> Feed:
+    """The feed of a recipe for supervised training; `seed` is that of everything drawn at random.
+
+    Raises:
+        ValueError, OSError: a file is missing or faulty, or two settings do not fit; the message names it.
+    """
+    specs = source_specs(recipe)
+    sources = [Conversations(open_source(spec, number)) for number, spec in enumerate(specs)]
+    return make_feed(recipe, processor, seed, sources, specs)
+
+
+def make_feed(
+    recipe: DataRecipe, processor: Processor, seed: int, sources: Sequence[Source], specs: Sequence[SourceSpec]
+) -> Feed:
+    """The feed of open sources; `specs` say how each is repeated, augmented and tiled."""
+    lengths = tuple(map(len, sources))
+    repeated = [length * max(1, spec.repeat) for length, spec in zip(lengths, specs, strict=True)]
+    multimodal = [_has_visuals(source) for source in sources] if recipe.text_share is not None else []
+    mixture = Mixture(
+        lengths,
+        weights_by(recipe.weights, [source.name for source in sources], repeated, multimodal, recipe.text_share),
+        streams=recipe.rows,
+        seed=seed,
+        passes=tuple(int(max(1, spec.repeat)) for spec in specs),
+        exhausted=recipe.exhausted,
+    )
+    encoder = Encoder(
+        adapt(processor, recipe),
+        recipe.tokens,
+        recipe.tiles,
+        too_long=recipe.too_long,
+        too_many_tiles=recipe.too_many_tiles,
+        frames=recipe.frames,
+        deltas=random_deltas if recipe.positions == "v2pe" else None,
+    )
+    augmented = dataclasses.replace(encoder, jpeg=recipe.jpeg)
+    parts = [
+        Part(source, augmented if spec.augment else encoder, spec.max_tiles)
+        for source, spec in zip(sources, specs, strict=True)
+    ]
+    return Feed(parts, mixture, recipe.budget, recipe.lookahead, recipe.faults, recipe.weighting)
+
+
+def source_specs(recipe: DataRecipe) -> list[SourceSpec]:
+    """The sources that a recipe names.
+
+    Raises:
+        ValueError: a meta file is faulty, or two sources have one name.
+    """
+    if recipe.annotation is not None:
+        at = str(recipe.annotation)
+        root = recipe.root if recipe.root is not None else at.rpartition("/")[0]
+        return [SourceSpec(at.rpartition("/")[2], root, at)]
+    specs = [spec for file in recipe.meta for spec in read_meta(file)]
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"{', '.join(recipe.meta)}: the sources {', '.join(twice)} are listed twice; rename one of each"
+        )
+    return specs
+
+
+def adapt(processor: Processor, recipe: DataRecipe) -> Processor:
+    """The processor with the recipe's tile limits, where it states any."""
+    stated = {name: getattr(recipe, name) for name in ("min_tiles", "max_tiles", "thumbnail")}
+    return dataclasses.replace(processor, **{name: value for name, value in stated.items() if value is not None})
+
+
+def _has_visuals(source: Source) -> bool:
+    """Whether any of a few samples, evenly spread, has an image or a video."""
+    count = min(LOOKED_AT, len(source))
+    for index in range(count):
+        try:
+            sample = source[index * len(source) // count]
+        except Fault:
+            continue
+        if sample.images or sample.videos:
+            return True
+    return False
