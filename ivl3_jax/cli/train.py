@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ivl3_jax.training.config import Recipe
 
 HELP = """Trains a model from a recipe, goes on after an interruption, and writes a checkpoint that `ivl3 chat` opens.
-ivl3 train --config recipe.yaml --output runs/first --train.learning_rate 1e-5
+ivl3 train --config recipe.yaml --output runs/first --train.learning-rate 1e-5
 """
 
 ANSWER_TOKENS = 64
