@@ -43,6 +43,8 @@ setup(
         "parquet": ["pyarrow>=18.0"],
         "shards": ["array_record>=0.8", "msgpack>=1.0"],
         "gcs": ["gcsfs>=2024.2"],
+        "watch": ["tensorboardX>=2.6"],
+        "wandb": ["wandb>=0.18"],
         "demo": ["matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.13"],
         "dev": [
             "hypothesis>=6.100",

@@ -59,7 +59,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_what_a_run_leaves(trained):
-    assert {file.name for file in trained.iterdir()} == {"checkpoint", "metrics.jsonl"}
+    assert {file.name for file in trained.iterdir()} == {"checkpoint", "metrics.jsonl", "run.json", "states"}
     told = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told] == list(range(1, STEPS + 1))
     assert all(line["loss"] > 0 and line["tokens"] > 0 for line in told)
@@ -130,8 +130,9 @@ def test_faults_are_told_in_one_line(changes, arguments, code, message, data, tm
 
 def test_a_finished_run_is_not_overwritten(trained, data, capsys):
     written = (trained / "metrics.jsonl").read_text()
-    assert main(["train", "--config", str(trained.parent / "recipe.yaml")]) == 1
-    assert "already holds a checkpoint; choose another directory or remove it" in capsys.readouterr().err
+    assert main(["train", "--config", str(trained.parent / "recipe.yaml"), "--train.weight-decay", "1"]) == 1
+    told = "already holds a checkpoint, of other settings (train.weight_decay was 0.05, now 1.0)"
+    assert told in capsys.readouterr().err
     assert (trained / "metrics.jsonl").read_text() == written
 
 
