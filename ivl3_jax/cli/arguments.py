@@ -23,6 +23,8 @@ from ivl3_jax.cli import UsageError
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+
 _PLAIN: dict[Any, str] = {
     int: "an integer",
     float: "a number",
@@ -67,12 +69,14 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with any of these settings; may be repeated, the later wins"
+        "--config",
+        action="config",
+        help="YAML file with any of these settings, or the name of a shipped one; may be repeated, the later wins",
     )
     add = parser.add_class_arguments if is_class else parser.add_function_arguments
     add(target, as_positional=not is_class)
 
-    argv = _spell_out(target, argv)
+    argv = _with_shipped(_spell_out(target, argv))
     files = [text for name, text in _options(argv) if name == "config"]
     for file in files:
         _check_file(target, file)
@@ -116,6 +120,26 @@ def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:
         alone = token.startswith("--") and "=" not in token and following.lower() not in ("true", "false", "null")
         spelled.append(f"{token}=true" if alone and _kind(target, token[2:]) is bool else token)
     return spelled
+
+
+def _with_shipped(argv: list[str]) -> list[str]:
+    """The command line with the files of shipped configs for their names, where there is no such file."""
+    spelled, is_config = [], False
+    for token in argv:
+        option, equals, text = token.partition("=")
+        if is_config:
+            token = _shipped(token)
+        elif option == "--config" and equals:
+            token = f"--config={_shipped(text)}"
+        is_config = token == "--config"
+        spelled.append(token)
+    return spelled
+
+
+def _shipped(name: str) -> str:
+    """The file of a shipped config of that name, such as `sft` or `sft-1b`; else the name as it is."""
+    found = [file for file in CONFIGS.rglob("*.yaml") if file.stem == name and file.parent.name != "sharding"]
+    return str(found[0]) if found and not Path(name).exists() else name
 
 
 def _underscored(target: Any, token: str) -> str:

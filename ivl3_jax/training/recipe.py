@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,7 +61,7 @@ def run_recipe(
     output = epath.Path(recipe.output)
     checkpoint = output / "checkpoint"
     before = read_run(output)
-    if checkpoint.exists():
+    if (checkpoint / "SHA256SUMS").exists():
         check_finished(recipe, before)
         tell(f"the run in {output} is finished")
         return str(checkpoint)
@@ -124,9 +126,23 @@ def run_recipe(
         tell(f"told to end: step {int(state.step)} is saved in {output}; the same command goes on from there")
         return None
     if state.average is not None:
-        save(averaged(trained, state), output / "checkpoint-average")
-    save(trained, checkpoint)
+        export(averaged(trained, state), output / "checkpoint-average")
+    export(trained, checkpoint)
     return str(checkpoint)
+
+
+def export(model: Model, directory: epath.Path) -> None:
+    """Writes a checkpoint in the `-hf` layout; to a bucket by way of a local directory, its SHA256SUMS last."""
+    if not str(directory).startswith("gs://"):
+        save(model, directory)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        save(model, Path(local) / "checkpoint")
+        if jax.process_index() == 0:
+            files = sorted((Path(local) / "checkpoint").iterdir(), key=lambda file: file.name == "SHA256SUMS")
+            directory.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                epath.Path(file).copy(directory / file.name, overwrite=True)
 
 
 class RunKeeper:
