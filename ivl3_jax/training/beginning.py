@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.reader import read_params, resolve_tying
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.model import Model, Params, abstract_model, fresh_params
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import ModelRecipe, TrainConfig
+from ivl3_jax.training.processor import open_config, open_processor
 from ivl3_jax.training.step import TrainState, init_state
 
 
@@ -47,15 +47,13 @@ class Beginning:
             ValueError, OSError: a file is missing or faulty, the tokenizer does not belong to a model of that size, or
                 the plan does not fit it.
         """
+        source, config, processor = (
+            Path(str(recipe.checkpoint or recipe.tokenizer)),
+            open_config(recipe),
+            open_processor(recipe),
+        )
         if recipe.checkpoint is not None:
-            source = Path(recipe.checkpoint)
-            config = resolve_tying(source, read_config(source))
-            processor = Processor.from_directory(recipe.checkpoint)
-        else:
-            assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
-            source = Path(recipe.tokenizer)
-            config = read_config(recipe.size) if Path(recipe.size).is_dir() else InternVLConfig.preset(recipe.size)
-            processor = Processor.from_directory(recipe.tokenizer, config=config)
+            config = resolve_tying(source, config)
         if recipe.drop_path is not None:
             config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, drop_path=recipe.drop_path))
         mesh = plan.make_mesh()

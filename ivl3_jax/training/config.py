@@ -4,9 +4,78 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from ivl3_jax.data.settings import DataRecipe
-from ivl3_jax.training.objectives import PreferenceWeights
-from ivl3_jax.training.trained import Component
+
+
+@dataclass(frozen=True)
+class Component:
+    """How one component (vision, projector, decoder) is trained.
+
+    Attributes:
+        train: whether at all.
+        rate: its learning rate over that of the run.
+        layers: a slice in Python's notation, such as `-4:`, of the layers that are trained; nothing else of the
+            component is. Null trains everything.
+        layer_decay: each layer's rate over that of the layer after it; what comes before the first layer counts as one
+            more layer, what comes after the last is at the full rate (BEiT, arXiv 2106.08254).
+    """
+
+    train: bool = True
+    rate: float = 1.0
+    layers: str | None = None
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"Component.rate is {self.rate}; it must be above 0; train: false leaves it as it is")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"Component.layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        if self.layers is not None:
+            self.chosen(1)
+
+    def chosen(self, layers: int) -> np.ndarray:
+        """Which of so many layers are trained, bool [layers].
+
+        Raises:
+            ValueError: `layers` is no slice.
+        """
+        trained = np.zeros(layers, bool)
+        try:
+            first, last = (int(bound) if bound.strip() else None for bound in (self.layers or ":").split(":"))
+        except ValueError:
+            raise ValueError(
+                f"Component.layers is {self.layers!r}; it must be a slice such as 20: or -4: or 0:12"
+            ) from None
+        trained[first:last] = True
+        return trained
+
+
+@dataclass(frozen=True)
+class PreferenceWeights:
+    """Mixed preference optimisation (arXiv 2411.10442); DPO and BCO alone are weights of (1, 0, 0) and (0, 1, 0).
+
+    Attributes:
+        preference: weight of DPO's sigmoid loss (arXiv 2305.18290). quality: of BCO's (arXiv 2404.04656).
+        generation: of the next-token loss of chosen answers, the mean over their tokens.
+        beta: strength of the pull towards the reference model, which is the one that the run begins with.
+        precompute: its log-probabilities are computed before training, for all steps, and written to the run's
+            directory; without, it stays in memory beside the trained model.
+    """
+
+    preference: float = 0.8
+    quality: float = 0.2
+    generation: float = 1.0
+    beta: float = 0.1
+    precompute: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("preference", "quality", "generation"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"PreferenceWeights.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.beta <= 0:
+            raise ValueError(f"PreferenceWeights.beta is {self.beta}; it must be above 0")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ivl3_jax.batch import IGNORE, Batch
 from ivl3_jax.models.internvl import InternVL, token_losses
+from ivl3_jax.training.config import PreferenceWeights
 
 Totals = dict[str, jax.Array]
 
@@ -75,32 +76,6 @@ class NextToken:
         losses = token_losses(model, batch, keys=keys)
         weights = by_segment(batch.loss_weights, batch)
         return Found(_over(losses.sum(), totals["weights"]), by_segment(losses, batch), weights, {}, shift)
-
-
-@dataclass(frozen=True)
-class PreferenceWeights:
-    """Mixed preference optimisation (arXiv 2411.10442); DPO and BCO alone are weights of (1, 0, 0) and (0, 1, 0).
-
-    Attributes:
-        preference: weight of DPO's sigmoid loss (arXiv 2305.18290). quality: of BCO's (arXiv 2404.04656).
-        generation: of the next-token loss of chosen answers, the mean over their tokens.
-        beta: strength of the pull towards the reference model, which is the one that the run begins with.
-        precompute: its log-probabilities are computed before training, for all steps, and written to the run's
-            directory; without, it stays in memory beside the trained model.
-    """
-
-    preference: float = 0.8
-    quality: float = 0.2
-    generation: float = 1.0
-    beta: float = 0.1
-    precompute: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("preference", "quality", "generation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"PreferenceWeights.{name} is {getattr(self, name)}; it must be at least 0")
-        if self.beta <= 0:
-            raise ValueError(f"PreferenceWeights.beta is {self.beta}; it must be above 0")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ivl3_jax.training.beginning import Beginning
 from ivl3_jax.training.config import Recipe
 from ivl3_jax.training.loop import averaged, train
 from ivl3_jax.training.placing import Placement
+from ivl3_jax.training.processor import check_room
 from ivl3_jax.training.progress import Clock, Progress
 from ivl3_jax.training.reference import Reference, ReferenceModel, precomputed
 from ivl3_jax.training.states import Saved, States, gathered
@@ -67,7 +68,7 @@ def run_recipe(
         return str(checkpoint)
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
     beginning = Beginning.of(recipe.model, plan, recipe.train.seed)
-    check_room(recipe, beginning)
+    check_room(recipe.data, beginning.config)
     preferences = recipe.train.preference
     feed = open_feed(recipe.data, beginning.processor, recipe.train.seed, pairs=preferences is not None)
     data = recipe.data
@@ -218,13 +219,6 @@ def make_reference(
     }
     file = str(epath.Path(recipe.output) / "reference.npz")
     return precomputed(file, beginning.model, loader, place, recipe.train.steps, identified)
-
-
-def check_room(recipe: Recipe, beginning: Beginning) -> None:
-    """Refuses rows that are longer than the decoder takes."""
-    most = beginning.config.decoder.longest_row
-    if recipe.data.tokens > most:
-        raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
 
 
 def check_same(recipe: Recipe, beginning: Beginning, facts: Mapping[str, Any]) -> None:

@@ -1,58 +1,15 @@
 """What of a model is trained, and how fast: whole components, ranges of layers, layer-wise decay."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivl3_jax.models.model import Params
+from ivl3_jax.training.config import Component
 
 ADAPTERS = ("lora_a", "lora_b")
-
-
-@dataclass(frozen=True)
-class Component:
-    """How one component (vision, projector, decoder) is trained.
-
-    Attributes:
-        train: whether at all.
-        rate: its learning rate over that of the run.
-        layers: a slice in Python's notation, such as `-4:`, of the layers that are trained; nothing else of the
-            component is. Null trains everything.
-        layer_decay: each layer's rate over that of the layer after it; what comes before the first layer counts as one
-            more layer, what comes after the last is at the full rate (BEiT, arXiv 2106.08254).
-    """
-
-    train: bool = True
-    rate: float = 1.0
-    layers: str | None = None
-    layer_decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.rate <= 0:
-            raise ValueError(f"Component.rate is {self.rate}; it must be above 0; train: false leaves it as it is")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"Component.layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
-        if self.layers is not None:
-            self.chosen(1)
-
-    def chosen(self, layers: int) -> np.ndarray:
-        """Which of so many layers are trained, bool [layers].
-
-        Raises:
-            ValueError: `layers` is no slice.
-        """
-        trained = np.zeros(layers, bool)
-        try:
-            first, last = (int(bound) if bound.strip() else None for bound in (self.layers or ":").split(":"))
-        except ValueError:
-            raise ValueError(
-                f"Component.layers is {self.layers!r}; it must be a slice such as 20: or -4: or 0:12"
-            ) from None
-        trained[first:last] = True
-        return trained
 
 
 Rates = Mapping[tuple[str, ...], np.ndarray]  # by path: [1, ...] or [layers, 1, ...]
