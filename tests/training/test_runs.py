@@ -51,9 +51,10 @@ def test_preferences_are_learned(pairs, tmp_path, capsys):
     size = {"tokens": 400, "segments": 8}
     train = {"steps": 12, "learning_rate": 2e-3, "preference": {}}
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    run(short(tmp_path / "a", pairs, data=size, train=train))
+    same = {"data": size, "model": {"drop_path": 0.0}}
+    run(short(tmp_path / "a", pairs, train=train, **same))
     assert "log-probabilities of the reference model" in capsys.readouterr().err
-    run(short(tmp_path / "b", pairs, data=size, train=train | {"preference": {"precompute": False}}))
+    run(short(tmp_path / "b", pairs, train=train | {"preference": {"precompute": False}}, **same))
     told = metrics(tmp_path / "a/run")
     assert losses(tmp_path / "b/run") == pytest.approx(losses(tmp_path / "a/run"), rel=1e-6)
     first, last = told[0]["parts"], told[-1]["parts"]
