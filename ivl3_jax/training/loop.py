@@ -13,7 +13,6 @@ from ivl3_jax.models.model import Model
 from ivl3_jax.training.bad_steps import BadSteps
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.flops import StepFlops, peak_flops
-from ivl3_jax.training.interruption import Interruption
 from ivl3_jax.training.objectives import MixedPreference, NextToken, Objective
 from ivl3_jax.training.optimizer import learning_rate
 from ivl3_jax.training.placing import Placement
@@ -72,6 +71,7 @@ def train(
     productive: float = 0.0,
     report: Callable[[Progress], None] = lambda progress: None,
     look: Callable[[Model, int], None] = lambda model, step: None,
+    told_to_end: Callable[[int], bool] = lambda step: False,
 ) -> tuple[Model, TrainState]:
     """Trains `model` on batches up to step `config.steps`; the given one's arrays are used up.
 
@@ -83,10 +83,10 @@ def train(
         keeper: keeps states. bad: says what becomes of bad steps.
         sources: names of the data's sources. began, productive: see `Clock`.
         report: called every `config.log_every` steps and after the last. look: likewise called after every step, with
-            a model to look at until it returns.
+            a model to look at until it returns. told_to_end: asked after every step whether it is to be the last.
 
     Returns:
-        The trained model and the last state, which is before `config.steps` if the process was told to end.
+        The trained model and the last state, which is before `config.steps` if it was told to end.
 
     Raises:
         ValueError: the batches end too early, or too many steps are bad.
@@ -119,7 +119,7 @@ def train(
             report(finish())
         return state
 
-    with jax.set_mesh(model.mesh), Interruption() as interruption:
+    with jax.set_mesh(model.mesh):
         key = jax.random.key(config.seed)
         if state is None:
             state = init_state(model.params, config)
@@ -140,7 +140,7 @@ def train(
                 state = settle(state)
             pending.append((step, metrics, batch))
             look(model.replace(state.params), step)
-            last = step == config.steps or interruption.due(step)
+            last = step == config.steps or told_to_end(step)
             if last or keeper.due(step):
                 state = settle(state)
                 keeper.keep(state, clock)

@@ -23,6 +23,7 @@ from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.bad_steps import BadSteps
 from ivl3_jax.training.beginning import Beginning
 from ivl3_jax.training.config import Recipe
+from ivl3_jax.training.interruption import Interruption
 from ivl3_jax.training.loop import averaged, train
 from ivl3_jax.training.placing import Placement
 from ivl3_jax.training.processor import check_room
@@ -97,6 +98,7 @@ def run_recipe(
         keeper = RunKeeper(recipe, beginning, states, batches, like, writers)
         bad = BadSteps(recipe.train, str(output / "bad"))
         look = Looker(recipe, [*held_out_loss(recipe, beginning, feed, place), *looks], writers)
+        interruption = stack.enter_context(Interruption())
         stack.enter_context(profiler(recipe.watch, str(output), look))
 
         def told(progress: Progress) -> None:
@@ -121,6 +123,7 @@ def run_recipe(
             productive=saved.facts["productive"] if saved else 0.0,
             report=told,
             look=look,
+            told_to_end=interruption.due,
         )
         states.wait()
     if int(state.step) < recipe.train.steps:
