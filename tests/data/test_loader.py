@@ -125,6 +125,14 @@ def test_a_pass_has_every_sample_once(processor, workers):
     assert sorted(found) == [(0, i) for i in range(40)] + [(1, i) for i in range(17)]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_closed_loader_has_no_more_batches(processor, workers):
+    loader = Loader(feed(processor, *SOURCES), workers=workers)
+    next(loader)
+    loader.close()
+    assert list(loader) == []
+
+
 def test_budgets_hold_and_rows_are_full(processor):
     batches = take(Loader(feed(processor, *SOURCES, streams=2)), 20)
     assert all(batch.tokens.shape == (2, 200) and batch.tiles.shape == (2, 8, 56, 56, 3) for batch in batches)
