@@ -33,11 +33,18 @@ _PLAIN: dict[Any, str] = {
 }
 
 
+class _Parser(ArgumentParser):
+    def format_help(self, *formatter: Any) -> str:
+        """The help, in which options have dashes."""
+        return re.sub(r"--\w[\w.]*", lambda option: option[0].replace("_", "-"), super().format_help(*formatter))
+
+
 def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "", example: str = "") -> Any:
     """Reads a command line for `target`.
 
-    Settings come from the defaults, then from every `--config FILE.yaml` and every dotted option
-    (`--optimizer.learning_rate 1e-4`) in the order given. `--print_config` prints what they add up to.
+    Names of options may have dashes for underscores, and have them in the help; files and messages have the setting's
+    own name. Settings come from the defaults, then from every `--config FILE.yaml` and every dotted option
+    (`--optimizer.learning-rate 1e-4`) in the order given. `--print-config` prints what they add up to.
 
     Args:
         target: a dataclass, whose fields (nested by dots) become options; or a function, whose required parameters
@@ -52,7 +59,7 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
         UsageError: a name that does not exist, a value of the wrong type, something missing, an unreadable file.
     """
     is_class = dataclasses.is_dataclass(target)
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         epilog=f"example: {example}" if example else None,
@@ -65,7 +72,7 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
     add = parser.add_class_arguments if is_class else parser.add_function_arguments
     add(target, as_positional=not is_class)
 
-    argv = _spell_out(target, [_with_underscores(token) for token in argv])
+    argv = _spell_out(target, argv)
     files = [text for name, text in _options(argv) if name == "config"]
     for file in files:
         _check_file(target, file)
@@ -102,19 +109,27 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
     return parse(kind, argv, prog=kind.__name__)
 
 
-def _with_underscores(token: str) -> str:
-    """An option's name as settings are spelled: `--max-shard-gb` is `--max_shard_gb`."""
-    name, equals, text = token.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{text}" if name.startswith("--") else token
-
-
 def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:
-    """The command line with `--flag` written as `--flag=true` wherever it stands alone for a setting that is a bool."""
-    spelled = []
+    """The command line with settings by their own names, and `--flag` as `--flag=true` where a bool stands alone."""
+    argv, spelled = [_underscored(target, token) for token in argv], []
     for token, following in pairwise([*argv, ""]):
         alone = token.startswith("--") and "=" not in token and following.lower() not in ("true", "false", "null")
         spelled.append(f"{token}=true" if alone and _kind(target, token[2:]) is bool else token)
     return spelled
+
+
+def _underscored(target: Any, token: str) -> str:
+    """An option with underscores for dashes in its name, as far as that makes it a setting's; else as it is."""
+    name, equals, text = token.partition("=")
+    if not name.startswith("--"):
+        return token
+    parts: list[str] = []
+    for part in name[2:].split("."):
+        own, allowed = part.replace("-", "_"), {} if target is None else _settings(target)
+        known = own.removesuffix("+") in allowed or own == "print_config"
+        parts.append(own if known else part)
+        target = _nested(allowed.get(own))
+    return f"--{'.'.join(parts)}{equals}{text}"
 
 
 def _kind(target: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -78,6 +79,18 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+def _fraction(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/4") from None
+
+
+def _dashed(token: str) -> str:
+    """An option with dashes for underscores in its name, which are accepted as in all commands."""
+    return re.sub(r"^--\w+(?==|$)", lambda name: name[0].replace("_", "-"), token, flags=re.ASCII)
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="ivl3 chat",
@@ -111,10 +124,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add(
         "--visual-delta",
-        type=lambda text: float(Fraction(text)),
+        type=_fraction,
         metavar="DELTA",
-        help="the step between positions of visual tokens, such as 1/4 or 0.25, from 1/256 to 1 (V2PE); dynamic NTK is "
-        "then off",
+        help="the step between positions of visual tokens, 1/256 to 1 (V2PE); dynamic NTK is then off",
     )
     add("--no-dynamic-ntk", action="store_true", help="plain rotary frequencies beyond the trained length")
     add(
@@ -125,4 +137,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help(sys.stderr)
         raise UsageError("a directory and a question are needed")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args([_dashed(token) for token in argv])

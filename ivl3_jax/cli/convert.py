@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
         example="ivl3 convert InternVL3-1B InternVL3-1B-hf --layout hf",
     )
     if not chosen.max_shard_gb > 0:
-        raise UsageError(f"--max_shard_gb is {chosen.max_shard_gb}; it must be more than 0")
+        raise UsageError(f"--max-shard-gb is {chosen.max_shard_gb}; it must be more than 0")
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 

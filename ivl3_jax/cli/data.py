@@ -8,11 +8,11 @@ import sys
 
 from ivl3_jax.cli import UsageError
 
-HELP = """Prepares data sets: `shard` packs a meta file's sources with their images.
-ivl3 data shard meta.json shards/
+HELP = """Works on data sets: `inspect` shows what training would see, `shard` packs sources with their images.
+ivl3 data inspect meta.json --model InternVL3-1B-hf
 """
 
-SUBCOMMANDS = {"shard": "ivl3_jax.cli.data_shard"}
+SUBCOMMANDS = {"shard": "ivl3_jax.cli.data_shard", "inspect": "ivl3_jax.cli.data_inspect"}
 
 
 def run(argv: list[str]) -> int:

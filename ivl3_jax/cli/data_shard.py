@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
         example="ivl3 data shard meta.json shards/ --faults skip",
     )
     if not chosen.shard_mb > 0:
-        raise UsageError(f"--shard_mb is {chosen.shard_mb}; it must be more than 0")
+        raise UsageError(f"--shard-mb is {chosen.shard_mb}; it must be more than 0")
     from ivl3_jax.data.files import is_remote
     from ivl3_jax.data.meta import read_meta, write_meta
     from ivl3_jax.data.shard_writer import SKIPPED, write_shards

@@ -58,13 +58,16 @@ def set_platform_defaults(environ: MutableMapping[str, str] = os.environ) -> Non
 def main(argv: list[str] | None = None) -> int:
     """Runs `ivl3 ARGV...` and returns its exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 
-    A ValueError or an OSError counts as the user's mistake and is printed without a traceback; IVL3_DEBUG=1 shows it.
+    A ValueError or an OSError counts as the user's mistake and is printed without a traceback, and a warning in one
+    line; IVL3_DEBUG=1 shows where they came from.
     """
     argv = sys.argv[1:] if argv is None else argv
     set_platform_defaults()
-    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"ivl3: warning: {message}\n"
     try:
-        code = _dispatch(argv)
+        with warnings.catch_warnings():
+            if os.environ.get("IVL3_DEBUG") != "1":
+                warnings.showwarning = _warn
+            code = _dispatch(argv)
         sys.stdout.flush()  # here, so that a closed pipe is noticed inside this try
         return code
     except KeyboardInterrupt:
@@ -81,8 +84,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"ivl3: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    finally:
-        warnings.formatwarning = shown
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"ivl3: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,6 @@ from typing import Any
 
 from ivl3_jax.cli.mistakes import explain
 from ivl3_jax.data.records import Message, Sample, Video
-from ivl3_jax.data.video import is_video
 from ivl3_jax.inference.chat import Chat
 
 # name: (what stands behind it, what it does)
@@ -24,7 +24,10 @@ COMMANDS = {
     "help": ("", "shows this"),
     "quit": ("", "leaves, as Ctrl-D does"),
 }
-FOOTER = "Ctrl-C stops an answer. A question that begins with a slash needs a space before it."
+FOOTER = (
+    "Ctrl-C stops an answer. A question that begins with a slash needs a space before it. An empty line asks about "
+    "what is attached."
+)
 
 
 class Talk:
@@ -40,8 +43,8 @@ class Talk:
         self.conversation = chat.conversation()
         self.images, self.videos = list(images), list(videos)
         self.frames, self.settings = frames, settings
-        self.left = False
         self.terminal = sys.stdin.isatty()
+        self.leaving = False
         if self.terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 gives `input` its editing and history
@@ -52,7 +55,7 @@ class Talk:
             print("Ask something. /help lists the commands, Ctrl-D leaves.")
         if question is not None:
             self._guarded(self._ask, question)
-        while True:
+        while not self.leaving:
             try:
                 line = input(self._prompt() if self.terminal else "")
             except EOFError:
@@ -64,10 +67,9 @@ class Talk:
                 continue
             if line.startswith("/"):
                 self._guarded(self._command, line)
-                if self.left:
-                    return 0
             elif line.strip() or self.images or self.videos:
                 self._guarded(self._ask, line.strip())
+        return 0
 
     def _prompt(self) -> str:
         names = [*self.images, *(os.fspath(video.path) for video in self.videos)]
@@ -105,14 +107,14 @@ class Talk:
         self._drop("")
 
     def _command(self, line: str) -> None:
-        name, rest = (*line[1:].split(maxsplit=1), "", "")[:2] if not line[1:2].isspace() else ("", line)
+        name, *rest = re.split(r"\s+", line[1:].rstrip(), maxsplit=1)
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
             guess = f"did you mean /{nearest[0]}?" if nearest else "/help lists them"
             raise ValueError(f"there is no command /{name}; {guess}")
         if rest and not COMMANDS[name][0]:
-            raise ValueError(f"/{name} takes nothing behind it, and there is {rest.strip()!r}")
-        getattr(self, f"_{name}")(rest.strip())
+            raise ValueError(f"/{name} takes nothing behind it, and there is {rest[0]!r}; the usage is {_usage(name)}")
+        getattr(self, f"_{name}")("".join(rest))
 
     def _image(self, rest: str) -> None:
         files = _files("image", rest)
@@ -123,8 +125,6 @@ class Talk:
         file, *clip = _files("video", rest)
         if len(clip) not in (0, 2):
             raise ValueError(f"{' '.join(clip)!r} is not a start and an end; the usage is {_usage('video')}")
-        if not is_video(file) and os.path.exists(file):
-            raise ValueError(f"{file}: is no video; attach it with {_usage('image')}")
         video = Video(file, self.frames, (_seconds(clip[0]), _seconds(clip[1])) if clip else None)
         self._check((), [video])
         self.videos.append(video)
@@ -149,7 +149,7 @@ class Talk:
         print(f"system message: {self.conversation.system or 'none'}", flush=True)
 
     def _quit(self, rest: str) -> None:
-        self.left = True
+        self.leaving = True
 
     def _help(self, rest: str) -> None:
         lines = [f"{_usage(name):<25} {does}" for name, (_, does) in COMMANDS.items()]

@@ -5,7 +5,7 @@ import os
 from ivl3_jax.cli.arguments import parse
 
 HELP = """Trains a model from a recipe and writes a checkpoint that `ivl3 chat` opens.
-ivl3 train --config recipe.yaml --output runs/first --train.learning_rate 1e-5
+ivl3 train --config recipe.yaml --output runs/first --train.learning-rate 1e-5
 """
 
 

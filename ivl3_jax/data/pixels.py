@@ -11,7 +11,7 @@ from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.images import cut, name_of, open_image, square
 from ivl3_jax.data.records import ImageSource
 from ivl3_jax.data.units import Frame, Picture, Visual, tile_count
-from ivl3_jax.data.video import sample_frames
+from ivl3_jax.data.video import frames_at
 
 # Changes the tiles of one visual, uint8 [t, size, size, 3], in place.
 Finish: TypeAlias = Callable[[Visual, np.ndarray], None]
@@ -24,15 +24,14 @@ def leave(visual: Visual, tiles: np.ndarray) -> None:
 def decode_visuals(visuals: Sequence[Visual], size: int, pad_to_square: bool, finish: Finish) -> np.ndarray:
     """The tiles of all visuals in their order: uint8 [t, size, size, 3].
 
-    A file of which less can be decoded than it announced gives its last frame for those that are missing.
-
     Args:
         size: height and width of a tile in pixels.
         pad_to_square: whether images are filled up to a square before they are resized.
         finish: called for each visual in order.
 
     Raises:
-        Fault: an image or a video is gone or damaged, or an image has another size than its header said.
+        Fault: an image or a video is gone or damaged, an image has another size than its header said, or a video fewer
+            frames than were counted.
         ModuleNotFoundError: there is a video file, and PyAV is not installed.
     """
     tiles = np.empty((sum(map(tile_count, visuals)), size, size, 3), np.uint8)
@@ -79,4 +78,4 @@ def _frames(frames: Sequence[Frame], size: int) -> list[np.ndarray]:
     def keep(rgb: Image.Image) -> np.ndarray:
         return cut(open_image(rgb), (1, 1), np.empty((1, size, size, 3), np.uint8))
 
-    return sample_frames(frames[0].path, lambda count, _: [min(f.index, count - 1) for f in frames], keep)
+    return frames_at(frames[0].path, [frame.index for frame in frames], keep)

@@ -3,6 +3,7 @@
 float32 holds every multiple of 1/256 exactly up to 65536; positions must never be rounded to bfloat16.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,24 +59,22 @@ def _runs(visual: np.ndarray, delta: float | Sequence[float]) -> list[tuple[int,
     bounds = [0, *edges.tolist(), len(visual)] if len(visual) else []
     starts = bounds[:-1]
     images = sum(bool(visual[start]) for start in starts)
-    deltas = [delta] * images if isinstance(delta, int | float) else list(delta)
+    deltas = list(delta) if isinstance(delta, Sequence | np.ndarray) else [delta] * images
     if len(deltas) != images:
         raise ValueError(f"there are {len(deltas)} deltas for {images} images; valid: one for each, or one for all")
-    for step in deltas:
-        check_delta(step)
-    following = iter(deltas)
+    following = iter([checked_delta(step) for step in deltas])
     return [
         (start, end, next(following) if visual[start] else 1.0) for start, end in zip(starts, bounds[1:], strict=True)
     ]
 
 
-def check_delta(delta: float) -> None:
-    """Raises a ValueError unless `delta` is a step that V2PE knows."""
-    number = isinstance(delta, int | float | np.integer | np.floating) and not isinstance(delta, bool)
-    if not number or not SMALLEST <= delta <= 1:
+def checked_delta(delta: float) -> float:
+    """`delta`, a number of any type, as a float; raises a ValueError unless it is a step that V2PE knows."""
+    if not isinstance(delta, numbers.Real) or isinstance(delta, bool) or not SMALLEST <= delta <= 1:
         raise ValueError(
             f"the visual delta is {delta!r}; it must be a number from 1/256 to 1, which is plain positions"
         )
+    return float(delta)
 
 
 def random_deltas(rng: np.random.Generator, images: int) -> np.ndarray:

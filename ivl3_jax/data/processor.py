@@ -211,6 +211,13 @@ class Processor:
         (segment,) = segments_of(Unit((self._untrained(text, runs),), (tiles,)), tiles, self.positions)
         return segment
 
+    def harmless(self, text: str) -> str:
+        """An answer as it may stand in a later prompt: reserved tokens in it with a space, "< img>", are only text."""
+        for token in RESERVED:
+            if token in self.tokenizer:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
     def block(self, tiles: int) -> str:
         """How an image of so many tiles is spelled."""
         return IMAGE_START + IMAGE_CONTEXT * (self.tile_tokens * tiles) + IMAGE_END

@@ -1,6 +1,7 @@
 """What a conversation is before anything is tokenised: messages, and the images and videos they speak of."""
 
 import math
+import numbers
 import os
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -57,7 +58,7 @@ class Video:
     label: str = CHAT_LABEL
 
     def __post_init__(self):
-        if type(self.frames) is not int or self.frames < 1:
+        if not isinstance(self.frames, numbers.Integral) or isinstance(self.frames, bool) or self.frames < 1:
             raise Fault("line", f"the number of frames is {self.frames!r}; it must be a whole number of at least 1")
         if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < math.inf:
             start, end = self.clip

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.encoding import Encoder, Unit
 from ivl3_jax.data.faults import Fault, FaultPolicy, Skip
@@ -24,6 +26,14 @@ class Part:
     source: Source
     encoder: Encoder
     max_tiles: int | None = None
+
+    def measure(self, index: int, rng: np.random.Generator) -> list[Unit]:
+        """The units of sample `index`; faults are those of the source and of `Encoder.measure`."""
+        return self.encoder.measure(self.source[index], rng, self.max_tiles)
+
+    def decode(self, unit: Unit, rng: np.random.Generator) -> list[Encoded]:
+        """See `Encoder.decode`."""
+        return self.encoder.decode(unit, rng)
 
 
 @dataclass(frozen=True)
@@ -139,9 +149,8 @@ class Stream:
         draw = mixture.draw(self._number, number)
         if draw is None:
             return []
-        part = self._feed.parts[draw.source]
         rng = generator(mixture.seed, MEASURE, self._number, number)
-        return part.encoder.measure(part.source[draw.sample], rng, part.max_tiles)
+        return self._feed.parts[draw.source].measure(draw.sample, rng)
 
     def _decode(self, item: Item) -> list[Encoded]:
         number, piece = divmod(item.key, PIECES)
@@ -154,9 +163,7 @@ class Stream:
         mixture = self._feed.mixture
         draw = mixture.draw(self._number, number)
         assert draw is not None  # it has a unit
-        return self._feed.parts[draw.source].encoder.decode(
-            unit, generator(mixture.seed, DECODE, self._number, item.key)
-        )
+        return self._feed.parts[draw.source].decode(unit, generator(mixture.seed, DECODE, self._number, item.key))
 
     def _skip(self, fault: Fault) -> None:
         if self._feed.faults.action == "raise":

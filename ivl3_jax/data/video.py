@@ -6,6 +6,7 @@ chosen frames are kept, each only in the form that is wanted of it.
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.images import open_image, tile_image
 from ivl3_jax.data.records import Video
-from ivl3_jax.data.video_file import choose_in_file, read_file
+from ivl3_jax.data.video_damage import DamagedVideo
+from ivl3_jax.data.video_file import Reading, look, read_file
 
 T = TypeVar("T")
 
@@ -82,7 +84,7 @@ def is_video(path: str | os.PathLike) -> bool:
 
 
 def sample_frames(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> list[T]:
-    """What `keep` makes of the chosen frames.
+    """What `keep` makes of the chosen frames; a damaged video is used as far as it goes, with a `DamagedVideo` warning.
 
     Args:
         choose: which frames; a frame may be chosen more than once.
@@ -92,23 +94,55 @@ def sample_frames(path: str | os.PathLike, choose: Choose, keep: Callable[[Image
         Fault: as `video_tiles`; the message names the file.
         ModuleNotFoundError: PyAV is not installed.
     """
-    with _named(path):
-        if os.path.isdir(path):
-            return _from_directory(path, choose, keep)
-        return read_file(_existing(path), choose, keep)
+    reading = _read(path, choose, keep)
+    if reading.damage:
+        told = f"{os.fspath(path)}: {reading.damage}; it is used as far as it goes"
+        warnings.warn(told, DamagedVideo, stacklevel=2)
+    return reading.frames
 
 
 def choose_frames(path: str | os.PathLike, choose: Choose) -> Sequence[int]:
     """The indices that `choose` chooses; frames are counted, not decoded.
 
     Raises:
-        Fault: as `sample_frames`, as far as can be told without decoding.
+        Fault: as `sample_frames`, as far as can be told without decoding, or the video is damaged.
         ModuleNotFoundError: PyAV is not installed.
     """
     with _named(path):
         if os.path.isdir(path):
             return choose(len(_frame_files(path)), None)
-        return choose_in_file(_existing(path), choose)
+        contents = look(_existing(path))
+        _refuse(contents.damage())
+        return choose(contents.count, contents.fps)
+
+
+def frames_at(path: str | os.PathLike, indices: Sequence[int], keep: Callable[[Image.Image], T]) -> list[T]:
+    """What `keep` makes of the frames that were chosen with `choose_frames`.
+
+    Where the last frames cannot be decoded but are too short to count as damage, the one before is repeated.
+
+    Raises:
+        Fault: as `sample_frames`, or the video is damaged, or has lost frames since it was looked at.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    reading = _read(path, lambda count, _: [min(index, count - 1) for index in indices], keep)
+    with _named(path):
+        _refuse(reading.damage)
+        if max(indices) >= reading.count:
+            raise ValueError(f"has {reading.count} frames, but had more when it was looked at before")
+    return reading.frames
+
+
+def _read(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> Reading[T]:
+    with _named(path):
+        if os.path.isdir(path):
+            return _from_directory(path, choose, keep)
+        return read_file(_existing(path), choose, keep)
+
+
+def _refuse(damage: str) -> None:
+    if damage:
+        raise ValueError(damage)
 
 
 @contextmanager
@@ -125,11 +159,11 @@ def _existing(path: str | os.PathLike) -> str | os.PathLike:
     return path
 
 
-def _from_directory(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> list[T]:
+def _from_directory(path: str | os.PathLike, choose: Choose, keep: Callable[[Image.Image], T]) -> Reading[T]:
     files = _frame_files(path)
     indices = choose(len(files), None)
     found = {index: keep(open_image(files[index])) for index in set(indices)}
-    return [found[index] for index in indices]
+    return Reading([found[index] for index in indices], len(files))
 
 
 def _frame_files(path: str | os.PathLike) -> list[Path]:

@@ -7,18 +7,17 @@ the last chosen frame.
 
 import bisect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-T = TypeVar("T")
+from ivl3_jax.data.video_damage import Packet, describe, lost_at_the_end, lost_frames
 
-CUT = 0.9  # a file with fewer of the frames that it should have is told of
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,52 +28,105 @@ class Contents:
         count: of its frames. fps: their average rate, None if it is not known.
         times: of the frames in the order of display, in units of the file; empty where it does not say.
         starts: the indices of frames from which decoding can begin, ascending.
+        lost: about how many frames it speaks of and does not hold.
     """
 
     count: int
     fps: float | None
     times: Sequence[int]
     starts: Sequence[int]
+    lost: int
+
+    def damage(self, undecoded: int = 0, faulty: int = 0) -> str:
+        """What is wrong in words, "" for nothing; so many frames could not be decoded, or only in part."""
+        return describe(self.lost + undecoded, self.count + self.lost, faulty)
+
+
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """Frames of a video.
+
+    Attributes:
+        frames: what is kept of each that was chosen. count: how many the video has.
+        damage: what is wrong in words, "" for nothing.
+    """
+
+    frames: list[T]
+    count: int
+    damage: str = ""
 
 
 def read_file(
     path: str | os.PathLike, choose: Callable[[int, float | None], Sequence[int]], keep: Callable[[Image.Image], T]
-) -> list[T]:
+) -> Reading[T]:
     """What `keep` makes of the frames that `choose` chooses, see `data.video.sample_frames`.
 
+    Where the last of them cannot be decoded, `choose` chooses again among those that can.
+
     Raises:
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
-    with _damage():
-        contents = _contents(path)
-        indices = _chosen(choose, contents.count, contents.fps)
+    faulty = set()
+
+    def kept(frame: Any) -> T:
+        if frame.is_corrupt:
+            faulty.add(frame.pts)
+        return keep(_upright(frame))
+
+    contents = look(path)
+    with _reading():
+        indices, undecoded = choose(contents.count, contents.fps), 0
         wanted = sorted(set(indices))
-        found = _by_seeking(path, wanted, contents, keep) if contents.times else None
+        found = _by_seeking(path, wanted, contents, kept) if contents.times else None
         if found is None:
-            found, decoded = _from_the_beginning(path, wanted, keep)
+            found, decoded = _from_the_beginning(path, wanted, kept)
+            if not decoded:
+                raise ValueError("no frame of the video can be decoded")
             if len(found) < len(wanted):  # a damaged end, of which the file itself does not know
-                warnings.warn(f"{path}: is damaged behind frame {decoded} of {contents.count}", stacklevel=2)
-                indices = _chosen(choose, decoded, contents.fps)
-                found, _ = _from_the_beginning(path, sorted(set(indices)), keep)
-        return [found[index] for index in indices]
+                undecoded = lost_at_the_end(contents.count - decoded, contents.fps)
+                indices = choose(decoded, contents.fps)
+                found, _ = _from_the_beginning(path, sorted(set(indices)), kept)
+    return Reading([found[index] for index in indices], contents.count, contents.damage(undecoded, len(faulty)))
 
 
-def choose_in_file(path: str | os.PathLike, choose: Callable[[int, float | None], Sequence[int]]) -> Sequence[int]:
-    """The indices that `choose` chooses by what the file says of itself; nothing is decoded.
+def look(path: str | os.PathLike) -> Contents:
+    """Reads through a file without decoding.
 
     Raises:
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
-    with _damage():
-        contents = _contents(path)
-        return _chosen(choose, contents.count, contents.fps)
+    import av  # late: most uses have no video, and it is an extra
+
+    with _reading(), av.open(os.fspath(path)) as container:
+        if not container.streams.video:
+            raise ValueError("has no video in it")
+        stream = container.streams.video[0]
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise ValueError("a still picture, not a video; give it as an image")
+        fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+        packets = [
+            Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        if not packets:
+            raise ValueError("the video has no frames")
+        if container.format.name == "gif" and len(packets) == 1:
+            raise ValueError("a GIF that does not move, so no video; give it as an image")
+        lost = lost_frames(container, stream, packets)
+    times = {packet.shown for packet in packets if packet.shown is not None}
+    if len(times) < len(packets):
+        return Contents(len(packets), fps, (), (), lost)
+    packets.sort()
+    starts = [index for index, packet in enumerate(packets) if packet.begins]
+    return Contents(len(packets), fps, sorted(times), starts, lost)
 
 
 @contextmanager
-def _damage() -> Iterator[None]:
-    import av  # late: most uses have no video, and it is an extra
+def _reading() -> Iterator[None]:
+    import av
 
     try:
         yield
@@ -82,39 +134,10 @@ def _damage() -> Iterator[None]:
         raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
 
 
-def _chosen(choose: Callable[[int, float | None], Sequence[int]], count: int, fps: float | None) -> Sequence[int]:
-    if not count:
-        raise ValueError("the video has no frames")
-    return choose(count, fps)
-
-
-def _contents(path: str | os.PathLike) -> Contents:
-    import av
-
-    with av.open(os.fspath(path)) as container:
-        if not container.streams.video:
-            raise ValueError("has no video in it")
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-        stated_length = (container.duration or 0) / av.time_base
-        shown = [
-            (packet.pts, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-    if fps and len(shown) + 2 < CUT * stated_length * fps:
-        warnings.warn(f"{path}: ends early, with {len(shown)} frames of {stated_length * fps:.0f}", stacklevel=2)
-    stated = {time for time, _ in shown if time is not None}
-    if len(stated) < len(shown):
-        return Contents(len(shown), fps, (), ())
-    shown.sort()
-    return Contents(len(shown), fps, sorted(stated), [index for index, (_, start) in enumerate(shown) if start])
-
-
 def _by_seeking(
-    path: str | os.PathLike, wanted: Sequence[int], contents: Contents, keep: Callable[[Image.Image], T]
+    path: str | os.PathLike, wanted: Sequence[int], contents: Contents, kept: Callable[[Any], T]
 ) -> dict[int, T] | None:
-    """What is kept of the wanted frames by index, or None if the file does not lead there."""
+    """What `kept` makes of the wanted frames by index, or None if the file does not lead there."""
     import av
 
     index_of = {time: index for index, time in enumerate(contents.times)}
@@ -135,29 +158,22 @@ def _by_seeking(
                         break
                 if reached != target:
                     return None
-                found[target] = keep(_sound(frame, path, target))
+                found[target] = kept(frame)
         except av.FFmpegError:
             return None
     return found
 
 
 def _from_the_beginning(
-    path: str | os.PathLike, wanted: Sequence[int], keep: Callable[[Image.Image], T]
+    path: str | os.PathLike, wanted: Sequence[int], kept: Callable[[Any], T]
 ) -> tuple[dict[int, T], int]:
-    """What is kept of the wanted frames by index, and how many frames were decoded: all up to the last wanted one."""
+    """What `kept` makes of the wanted frames by index, and how many were decoded: all up to the last wanted one."""
     found, decoded = {}, 0
     for index, frame in enumerate(islice(_frames(path), wanted[-1] + 1)):
         decoded = index + 1
         if index in wanted:
-            found[index] = keep(_sound(frame, path, index))
+            found[index] = kept(frame)
     return found, decoded
-
-
-def _sound(frame: Any, path: str | os.PathLike, index: int) -> Image.Image:
-    """The picture of a frame; a damaged one is used and told of."""
-    if frame.is_corrupt:
-        warnings.warn(f"{path}: frame {index} is damaged", stacklevel=2)
-    return _upright(frame)
 
 
 def _frames(path: str | os.PathLike) -> Iterator[Any]:

@@ -2,16 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 
 from ivl3_jax.batch import Batch
+from ivl3_jax.data.encoding import Encoder
+from ivl3_jax.data.loader import Loader
+from ivl3_jax.data.mixture import Mixture
+from ivl3_jax.data.packing import Budget
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import Sample
-from ivl3_jax.demo.batches import batches
+from ivl3_jax.data.stream import Feed, Part
 from ivl3_jax.demo.tasks import ask, draw_pictures
 
 SAMPLES = 1 << 20  # more than any run sees, so that no picture comes twice
@@ -74,26 +78,36 @@ def first_steps(steps: int) -> list[tuple[int, Stage]]:
     return [(round(begin * steps) + 1, stage) for begin, stage in zip(begins, STAGES, strict=False)]
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """The training conversations of a stage, by number, as a data source."""
+
+    stage: Stage
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.stage.sample(self.seed, index)
+
+
 def lessons(processor: Processor, steps: int, seed: int, rows: int, tokens: int) -> Iterator[Batch]:
-    """The packed batches of a run, one stage after the other; see `batches`.
+    """The packed batches of a run, one stage after the other.
 
     Args:
         rows, tokens: B and S of every batch.
     """
     begins = [first for first, _ in first_steps(steps)]
     lengths = [after - first for first, after in zip(begins, [*begins[1:], steps + 1], strict=True)]
-
-    def of(stage: Stage) -> Iterator[Batch]:
-        return batches(
-            partial(stage.sample, seed),
-            SAMPLES,
-            dataclasses.replace(processor, max_tiles=stage.max_tiles or processor.max_tiles),
-            rows=rows,
-            tokens=tokens,
-            tiles=stage.tiles,
-            segments=tokens // 8,
-            seed=seed,
-            weighting="token",
-        )
-
-    return chain.from_iterable(islice(of(stage), length) for stage, length in zip(STAGES, lengths, strict=True))
+    for stage, length in zip(STAGES, lengths, strict=True):
+        room = Budget(tokens, stage.tiles, tokens // 8)
+        adapted = dataclasses.replace(processor, max_tiles=stage.max_tiles or processor.max_tiles)
+        part = Part(Lessons(stage, seed), Encoder(adapted, room.tokens, room.tiles))
+        feed = Feed([part], Mixture((SAMPLES,), (1.0,), rows, seed), room, weighting="token")
+        with closing(Loader(feed)) as batches:
+            yield from islice(batches, length)

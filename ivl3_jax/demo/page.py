@@ -1,8 +1,6 @@
 """What a run leaves to look at: the training curve, and a page of pictures with question, answer and verdict."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from ivl3_jax.data.markup import data_uri, embedded
 from ivl3_jax.demo.evaluation import Answered, Score
 from ivl3_jax.training.loop import Progress
 
@@ -101,14 +100,16 @@ def write_html(
         cards = "".join(_card(answer) for answer in chosen if answer.part == part)
         sections.append(f"<h2>{html.escape(part.capitalize())}</h2><div class=cards>{cards}</div>")
     file.write_text(
-        _PAGE.format(scores=rows, settings=facts, curve=_embedded(curve.read_bytes()), sections="".join(sections)),
+        _PAGE.format(
+            scores=rows, settings=facts, curve=embedded(curve.read_bytes(), "png"), sections="".join(sections)
+        ),
         encoding="utf-8",
     )
 
 
 def _card(answer: Answered) -> str:
     pictures = "".join(
-        f'<img alt="{picture.text}" src="{_png(picture.image)}">' for picture in answer.question.pictures
+        f'<img alt="{picture.text}" src="{data_uri(picture.image)}">' for picture in answer.question.pictures
     )
     verdict = "right" if answer.right else "wrong"
     wanted = "" if answer.right else f"<span class=wanted>wanted: {html.escape(answer.question.answer)}</span>"
@@ -152,16 +153,6 @@ def _beside(images: Sequence[Image.Image], gap: int = 6) -> np.ndarray:
         sheet.paste(image, (left, (sheet.height - image.height) // 2))
         left += image.width + gap
     return np.asarray(sheet)
-
-
-def _png(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return _embedded(stream.getvalue())
-
-
-def _embedded(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 _PAGE = """<!doctype html>

@@ -12,7 +12,6 @@ from pathlib import Path
 import ivl3_jax
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
 from ivl3_jax.conversion.companions import processor_files, write_json
-from ivl3_jax.data.prefetch import prefetch
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
@@ -118,7 +117,7 @@ def run_demo(
         size = f"{model.parameter_count / 1e6:.2f} million parameters, {model.config.decoder.vocab} tokens"
         tell(f"A fresh InternVL3: {size}, tiles of {model.config.vision.image_size} pixels.")
         stream = lessons(processor, config.steps, config.seed, config.rows, config.tokens)
-        model = train(model, prefetch(stream), config.train, report=step_done)
+        model = train(model, stream, config.train, report=step_done)
         ivl3_jax.save(model, output / "checkpoint")
     tell("Asking the saved checkpoint about held-out handwriting ...")
     chat = Chat(ivl3_jax.load(output / "checkpoint"))

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 from ivl3_jax.data.encoded import Encoded
-from ivl3_jax.data.positions import check_delta, v2pe_positions
+from ivl3_jax.data.positions import checked_delta, v2pe_positions
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import ImageSource, VideoSource
 from ivl3_jax.data.template import ChatTemplate, published_system, system_message
@@ -55,10 +55,8 @@ class Chat:
         else:
             published = processor.template.system
         if visual_delta is not None:
-            check_delta(visual_delta)
-            processor = dataclasses.replace(
-                processor, positions=functools.partial(v2pe_positions, delta=float(visual_delta))
-            )
+            delta = checked_delta(visual_delta)
+            processor = dataclasses.replace(processor, positions=functools.partial(v2pe_positions, delta=delta))
             model = model.with_plain_rope()
         self.processor, self.published_system = processor, published
         self.generator = Generator(model)

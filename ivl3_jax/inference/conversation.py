@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ivl3_jax.data.processor import RESERVED
 from ivl3_jax.data.records import ImageSource, Message, Sample, VideoSource
 from ivl3_jax.data.template import ChatTemplate, system_message
+from ivl3_jax.inference.generate import whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -31,24 +31,6 @@ class Turn:
     images: tuple[np.ndarray, ...] = ()
 
 
-def harmless(answer: str) -> str:
-    """An answer as it stands in later prompts: what would be read as a special token has a space in it."""
-    for token in RESERVED:
-        answer = answer.replace(token, f"{token[0]} {token[1:]}")
-    return answer
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int; numpy's are whole numbers too.
-
-    Raises:
-        ValueError: it is none, or below `least`.
-    """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-    return int(value)
-
-
 class Conversation:
     """Questions and answers that build on one another.
 
@@ -56,7 +38,8 @@ class Conversation:
         talk.ask("What is written here?", images=["photo.jpg"])
         talk.ask("And in this one?", images=["other.jpg"])
 
-    Every question is asked with all turns before it, images included.
+    Every question is asked with all turns before it, images included. Marks of turns and images that an answer spells
+    are no marks there, see `Processor.harmless`.
 
     Attributes:
         history: the turns so far. A question that could not be asked leaves it as it was. An answer that was left or
@@ -120,8 +103,8 @@ class Conversation:
 
         Args:
             question: may hold `<image>` and `<video>` where one belongs; otherwise they stand in front.
-            images: of this turn: paths, PIL images or tiles, or a single one.
-            videos: of this turn: paths or `Video`s, or a single one.
+            images: of this turn: paths, PIL images or tiles, or a single one; None is none.
+            videos: of this turn: paths or `Video`s, or a single one; None is none.
             max_new_tokens: the answer ends there, or at an end-of-sequence token of the checkpoint.
 
         Yields:
@@ -133,12 +116,12 @@ class Conversation:
         """
         if not isinstance(question, str):
             raise ValueError(f"the question is of type {type(question).__name__}; it must be a str")
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
-        images = (images,) if isinstance(images, ImageSource) else tuple(images or ())
-        videos = (videos,) if isinstance(videos, VideoSource) else tuple(videos or ())
-        if not question.strip() and not images and not videos:
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
+        shown = () if images is None else (images,) if isinstance(images, ImageSource) else tuple(images)
+        moving = () if videos is None else (videos,) if isinstance(videos, VideoSource) else tuple(videos)
+        if not question.strip() and not shown and not moving:
             raise ValueError("the question is empty and there is no image; ask something")
-        asked = Sample((Message("user", question),), images, videos=videos)
+        asked = Sample((Message("user", question),), shown, videos=moving)
         asked = self.processor.opened(asked, self.processor.max_tiles)
         prompt = self.processor.encode_prompt(self._with_history(asked))
         told = []
@@ -155,7 +138,7 @@ class Conversation:
     def _with_history(self, asked: Sample) -> Sample:
         messages, images = [], []
         for turn in self.history:
-            messages += [Message("user", turn.question), Message("assistant", harmless(turn.answer))]
+            messages += [Message("user", turn.question), Message("assistant", self.processor.harmless(turn.answer))]
             images += turn.images
         return dataclasses.replace(asked, messages=(*messages, *asked.messages), images=(*images, *asked.images))
 

@@ -1,6 +1,7 @@
 """Generation: prefill once, then one token a step against a KV cache, with the layers taken apart."""
 
 import dataclasses
+import numbers
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,13 @@ def bucket(length: int) -> int:
     """The static length that `length` positions are padded to: four sizes an octave, at most a quarter padding."""
     step = max(64, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value`, a whole number of any type, as an int; raises a ValueError with `name` unless it is at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    return int(value)
 
 
 class Generator:
@@ -54,8 +62,10 @@ class Generator:
         in steps of 1. Stop by leaving the iterator.
 
         Raises:
-            ValueError: no prompt, or a prompt and its answer would pass the decoder's last position.
+            ValueError: no prompt, `max_new_tokens` is no whole number of at least 1, or a prompt and its answer would
+                pass the decoder's last position.
         """
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
         self._check(prompts, max_new_tokens)
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         following = np.array([prompt.positions[-1] + 1 for prompt in prompts], np.float32)
@@ -117,8 +127,6 @@ class Generator:
     def _check(self, prompts: Sequence[Encoded], max_new_tokens: int) -> None:
         if not len(prompts):
             raise ValueError("there is no prompt; give at least one")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         # Not the number of tokens: several visual ones may share a step, see data/positions.py.
         furthest, limit = max(int(prompt.positions[-1]) for prompt in prompts) + 1, self.config.decoder.longest_row
         if furthest + max_new_tokens > limit:

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.checkpoint import load, save
 from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.settings import open_feed
-from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.model import Model, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import ModelRecipe, Recipe
 from ivl3_jax.training.loop import Progress, train
+from ivl3_jax.training.processor import check_room, open_config, open_processor
 
 
 def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda progress: None) -> Path:
@@ -34,9 +33,7 @@ def run_recipe(recipe: Recipe, *, report: Callable[[Progress], None] = lambda pr
         raise ValueError(f"output {output} already holds a checkpoint; choose another directory or remove it")
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
     model, processor = open_model(recipe.model, plan, recipe.train.seed)
-    if recipe.data.tokens > model.config.decoder.longest_row:
-        most = model.config.decoder.longest_row
-        raise ValueError(f"data.tokens is {recipe.data.tokens}; the decoder takes {most} positions at most")
+    check_room(recipe.data, model.config)
     feed = open_feed(recipe.data, processor, recipe.train.seed)
     output.mkdir(parents=True, exist_ok=True)
     batches = Loader(feed, workers=recipe.data.workers, ahead=recipe.data.ahead)
@@ -63,12 +60,11 @@ def open_model(recipe: ModelRecipe, plan: ShardingPlan, seed: int) -> tuple[Mode
     """
     if recipe.checkpoint is not None:
         model = load(recipe.checkpoint, recipe.param_dtype, plan)
-        processor = Processor.from_directory(recipe.checkpoint)
+        processor = open_processor(recipe)
     else:
-        assert recipe.size is not None and recipe.tokenizer is not None  # ModelRecipe sees to it
-        config = read_config(recipe.size) if Path(recipe.size).is_dir() else InternVLConfig.preset(recipe.size)
-        processor = Processor.from_directory(recipe.tokenizer, config=config)
-        model = Model.init(config, plan, seed=seed, param_dtype=recipe.param_dtype)
+        assert recipe.tokenizer is not None  # ModelRecipe sees to it
+        processor = open_processor(recipe)
+        model = Model.init(open_config(recipe), plan, seed=seed, param_dtype=recipe.param_dtype)
         model = dataclasses.replace(model, source=Path(recipe.tokenizer))
     config = model.config
     if recipe.drop_path is not None:

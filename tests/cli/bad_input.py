@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.cli.bad_checkpoints import CASES, QUESTION, ask, case, convert, edit
+from tests.data.pictures import write_noise
 
 __all__ = ["CASES", "prepare"]
 
@@ -138,6 +139,18 @@ def _(work):
     return [*ask(work, clip(work), QUESTION), "--frames", "0"]
 
 
+@case("half a video")
+def _(work):
+    file = write_noise(work / "a.mkv")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return [*ask(work, file, QUESTION), "--frames", "2"]
+
+
+@case("a picture as a video")
+def _(work):
+    return ask(work, Path(picture(work)).rename(work / "a.mp4"), QUESTION)
+
+
 # Prompts
 
 
@@ -174,6 +187,11 @@ def _(work):
 @case("a negative temperature")
 def _(work):
     return [*ask(work, QUESTION), "--temperature", "-1"]
+
+
+@case("a visual delta that is no number")
+def _(work):
+    return [*ask(work, QUESTION), "--visual-delta", "1/0"]
 
 
 # Writing

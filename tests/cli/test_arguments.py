@@ -1,4 +1,5 @@
 import enum
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -236,6 +237,38 @@ def test_a_flag_may_stand_alone():
     for argv in (["d", "--gradients"], ["--gradients", "d"][::-1], ["d", "--gradients", "--seed", "3"]):
         assert parse(settings, argv, prog="x").gradients is True
     assert parse(settings, ["d", "--gradients", "false"], prog="x").gradients is False
+
+
+@pytest.mark.parametrize(
+    "option", ["--optimizer.learning-rate=1e-4", "--optimizer.learning_rate=1e-4", "--second.learning-rate=1e-4"]
+)
+def test_dashes_stand_for_underscores(option):
+    found = run("--model", "m-_x", option)
+    assert found.model == "m-_x" and Optimizer(1e-4) in (found.optimizer, found.second)
+
+
+def test_dashes_elsewhere_stay(write):
+    def settings(directory: str, *, with_gradients: bool = False, own_rules: dict[str, int] | None = None) -> None: ...
+
+    def parsed(*argv):
+        return vars(parse(settings, argv, prog="x"))
+
+    assert parsed("d-d", "--with-gradients")["with_gradients"] is True
+    assert parsed("d-d", "--own-rules.a-b=3")["own_rules"] == {"a-b": 3}
+    with pytest.raises(UsageError, match=r"--with-gradient is not a setting; .* \(did you mean with_gradients\?"):
+        parsed("d", "--with-gradient=true")
+    with pytest.raises(UsageError, match="option --with_gradients is 'x'; it must be true or false"):
+        parsed("d", "--with-gradients=x")
+
+
+def test_help_has_dashes_only(capsys):
+    for argv in (["--help"], ["--print-config", "--model=m"]):
+        with pytest.raises(SystemExit) as stop:
+            run(*argv)
+        assert stop.value.code == 0
+    told, config = capsys.readouterr().out.split("example: ivl3 train")
+    assert "--optimizer.learning-rate" in told and "--print-config" in told
+    assert "learning_rate:" in config and not re.search(r"--[\w.]*_", told)
 
 
 def test_dashes_and_underscores_are_one():

@@ -41,7 +41,8 @@ def test_message_and_exit_code(good, tmp_path, capsys, monkeypatch, name):
     error = said.err.strip().splitlines()[-1].replace(f"{tmp_path}/", "")
     row = ROWS[name]
     assert (argv[0], code) == (row["command"], int(row["code"])), error
-    expected = re.escape("ivl3: error: " + row["message"].replace("\\|", "|")).replace("…", ".*")
+    kind = "error" if code else "warning"
+    expected = re.escape(f"ivl3: {kind}: " + row["message"].replace("\\|", "|")).replace("…", ".*")
     assert re.fullmatch(expected, error), error
     assert "Traceback" not in said.err + said.out
     left = tmp_path / "out"

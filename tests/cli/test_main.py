@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_debug_shows_the_traceback(greet, monkeypatch):
 def test_a_fault_of_the_program_keeps_its_traceback(greet, error):
     greet(error)
     with pytest.raises(type(error)):
+        main.main(["greet"])
+
+
+def test_a_warning_is_one_line(greet, capsys, monkeypatch):
+    import ivl3_greet
+
+    monkeypatch.setattr(ivl3_greet, "run", lambda argv: warnings.warn("half of it\n is missing", stacklevel=2) or 0)
+    assert main.main(["greet"]) == 0
+    assert capsys.readouterr().err == "ivl3: warning: half of it is missing\n"
+    monkeypatch.setenv("IVL3_DEBUG", "1")
+    with pytest.warns(UserWarning, match="half of it"):
         main.main(["greet"])
 
 

@@ -36,3 +36,18 @@ def write_video(file, frames: int, times=None, rate: int = 10):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file
+
+
+def write_noise(file, options=None):
+    """A video of 60 frames of noise, 6 seconds, which fill the file evenly; `options` are the container's."""
+    import av
+
+    noise = np.random.default_rng(0)
+    with av.open(str(file), "w", options=options or {}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "2", "g": "6", "qp": "20"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(60):
+            pixels = noise.integers(0, 256, (48, 64, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file

@@ -91,17 +91,6 @@ def test_measuring_a_video_decodes_nothing(encoder, rng, tmp_path, monkeypatch):
     assert_same(encoder.decode(unit, rng)[0], expected)
 
 
-def test_a_video_that_ends_early_repeats_its_last_frame(encoder, rng, files, tmp_path):
-    for number in range(4):
-        picture(64, 48, number).save(tmp_path / f"{number}.png")
-    talk = sample(("u", "?"), ("a", "7"), videos=(Video(tmp_path, 4),))
-    (unit,) = encoder.measure(talk, rng)
-    (before,) = encoder.decode(unit, rng)
-    (tmp_path / "3.png").unlink()
-    (after,) = encoder.decode(unit, rng)
-    assert np.array_equal(after.tiles, before.tiles[[0, 1, 2, 2]])
-
-
 def test_limits_of_a_data_set_are_shared_out(encoder, rng, files):
     talk = talks(files)[1]
     for limit in (None, 6, 4, 3, 1, 12):

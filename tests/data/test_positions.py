@@ -72,3 +72,10 @@ def test_faulty_deltas(function):
             function(visual, delta)
     with pytest.raises(ValueError, match="there are 1 deltas for 2 images; valid: one for each, or one for all"):
         function(visual, [0.5])
+
+
+def test_a_delta_may_be_any_number():
+    visual = np.array([False, True, True, False])
+    expected = v2pe_positions(visual, 0.25)
+    for delta in (np.float32(0.25), np.float64(0.25), Fraction(1, 4), [np.float32(0.25)], np.array([0.25])):
+        np.testing.assert_array_equal(v2pe_positions(visual, delta), expected)

@@ -22,6 +22,10 @@ def index_of(frame):
     return round(np.asarray(frame).mean() / STEP)
 
 
+def index_of_decoded(frame):
+    return index_of(frame.to_image())
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("videos") / "clip.mp4", FRAMES)
@@ -126,43 +130,26 @@ def test_only_what_is_chosen_is_kept(clip, monkeypatch):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts"])
 def test_seeking_finds_what_decoding_all_finds(suffix, tmp_path):
     file = write_video(tmp_path / f"clip.{suffix}", FRAMES)
-    contents = video_file._contents(file)
+    contents = video_file.look(file)
     assert (contents.count, list(contents.starts)) == (FRAMES, [0, 6, 12, 18])
     for wanted in ([0], [19], [5, 6], [1, 7, 8, 18], [11, 12, 13], range(FRAMES)):
-        found = video_file._by_seeking(file, wanted, contents, index_of)
+        found = video_file._by_seeking(file, wanted, contents, index_of_decoded)
         assert found == {index: index for index in wanted} or (found is None and suffix == "ts")
-        assert video_file._from_the_beginning(file, wanted, index_of)[0] == {index: index for index in wanted}
+        assert video_file._from_the_beginning(file, wanted, index_of_decoded)[0] == {index: index for index in wanted}
 
 
 def test_a_file_that_leads_elsewhere_is_decoded_from_the_beginning(clip, monkeypatch):
-    contents = video_file._contents
+    contents = video_file.look
     wrong = {"times": range(100, 100 + FRAMES)}
-    monkeypatch.setattr(video_file, "_contents", lambda path: dataclasses.replace(contents(path), **wrong))
+    monkeypatch.setattr(video_file, "look", lambda path: dataclasses.replace(contents(path), **wrong))
     assert sample_frames(clip, lambda *_: [2, 11], index_of) == [2, 11]
 
 
-def test_a_damaged_end_leaves_what_came_before(clip, monkeypatch):
-    whole = video_file._frames
-    monkeypatch.setattr(video_file, "_frames", lambda path: itertools.islice(whole(path), 8))
-    monkeypatch.setattr(video_file, "_by_seeking", lambda *_: None)
-    with pytest.warns(UserWarning, match=r"is damaged behind frame 8 of \d+"):
-        found = sample_frames(clip, spread(Video(clip, 4)), index_of)
-    assert found == published_indices(7, 10, 4, None)
-
-
-def test_a_file_cut_off_in_the_middle(tmp_path):
-    file = write_video(tmp_path / "clip.mkv", FRAMES)
-    file.write_bytes(file.read_bytes()[:-400])
-    with pytest.warns(UserWarning, match="ends early, with 9 frames of 20"):
-        found = sample_frames(file, lambda count, fps: range(count), index_of)
-    assert found == [*range(8), 9]  # the frame between is stored behind the one that it leans on, and is lost
-
-
-def test_a_file_cut_short_is_told_of(tmp_path):
-    file = write_video(tmp_path / "clip.mkv", 60)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.warns(UserWarning, match=r"clip.mkv: ends early, with \d+ frames of 60"):
-        assert len(sample_frames(file, spread(Video(file, 4)), index_of)) == 4
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.gif"])
+def test_a_still_picture_is_no_video(name, tmp_path):
+    Image.fromarray(grey(3)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: .*; give it as an image"):
+        video_tiles(Video(tmp_path / name), 28)
 
 
 def test_a_lying_video_is_turned_upright(clip):
@@ -213,6 +200,7 @@ def test_faulty_videos_are_named(name, given, told, clip, folder, tmp_path):
     ("given", "told"),
     [
         ({"frames": 0}, "the number of frames is 0; it must be a whole number of at least 1"),
+        ({"frames": True}, "the number of frames is True"),
         ({"frames": 2.5}, "the number of frames is 2.5"),
         ({"clip": (2, 1)}, "the clip is 2 to 1 s; it must begin at 0 or later and before its end"),
         ({"clip": (-1, 1)}, "the clip is -1 to 1 s"),

@@ -207,7 +207,7 @@ def test_v2pe(chat, picture):
     model = ivl3_jax.load(checkpoint())
     asked = {"question": "How many?", "images": [picture], "max_new_tokens": 12}
     assert ivl3_jax.Chat(model, visual_delta=1).ask(**asked) == chat.ask(**asked)
-    smaller = ivl3_jax.Chat(model, visual_delta=1 / 16)
+    smaller = ivl3_jax.Chat(model, visual_delta=np.float32(1 / 16))
     assert smaller.ask(**asked) != chat.ask(**asked)
     assert not smaller.generator.config.decoder.rope_scaling.applied
     with pytest.raises(ValueError, match="the visual delta is 0.001; it must be a number from 1/256 to 1"):
@@ -228,16 +228,16 @@ def test_the_command_takes_videos_and_modes(chat, picture, tmp_path, capsys):
     assert main(["chat", str(checkpoint()), str(clip), str(picture), "Who?", "--frames", "3", *options]) == 0
     told = chat.ask("Who?", [picture], Video(clip, 3), max_new_tokens=12)
     assert capsys.readouterr().out == told + "\n"
-    modes = ["--system", "internvl", "--visual-delta", "0.25", "--no-dynamic-ntk"]
+    modes = ["--system", "internvl", "--visual_delta=1/4", "--no-dynamic-ntk"]
     assert main(["chat", str(checkpoint()), str(picture), "Who?", *modes, *options]) == 0
     changed = ivl3_jax.Chat(ivl3_jax.load(checkpoint()), system="internvl", visual_delta=0.25)
     assert capsys.readouterr().out == changed.ask("Who?", [picture], max_new_tokens=12) + "\n"
 
 
 def test_the_command_answers(chat, picture, capsys):
-    options = ["--max-new-tokens", "12"]
-    assert main(["chat", str(checkpoint()), str(picture), "How many?", *options]) == 0
-    assert capsys.readouterr().out == chat.ask("How many?", [picture], max_new_tokens=12) + "\n"
+    for option in ("--max-new-tokens", "--max_new_tokens"):
+        assert main(["chat", str(checkpoint()), str(picture), "How many?", option, "12"]) == 0
+        assert capsys.readouterr().out == chat.ask("How many?", [picture], max_new_tokens=12) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_tiles_encoded_in_groups_are_the_same_tiles(generator, count):
 def test_what_cannot_be_generated(generator):
     with pytest.raises(ValueError, match="there is no prompt"):
         generator.generate([], NEW, ())
-    with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="max_new_tokens is 0; it must be a whole number of at least 1"):
         generator.generate(PROMPTS, 0, ())
     with pytest.raises(
         ValueError, match="the prompt takes 70 positions and the answer may take 32700; .* the 32768 that"

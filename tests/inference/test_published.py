@@ -133,6 +133,57 @@ def test_faulty_batches(model):
         chat(model, None, "Hi?", num_patches_list=[3])
     with pytest.raises(ValueError, match="tiles must be uint8"):
         chat(model, some_tiles(3) / 255, "Hi?")
+    with pytest.raises(ValueError, match="questions is 'Hi'; it must be a list of str"):
+        batch_chat(model, None, "Hi")
+    with pytest.raises(ValueError, match=r"questions\[1\] is 3; it must be a str"):
+        batch_chat(model, None, ["Hi", 3])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_patches_list": [2.0]}, r"num_patches_list\[0\] is 2.0; it must be a whole number of at least 0"),
+        ({"num_patches_list": [3, -1]}, r"num_patches_list\[1\] is -1; it must be a whole number of at least 0"),
+        ({"num_patches_list": 2}, "num_patches_list is 2; it must be a list of whole numbers"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number of at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number of at least 1"),
+        (
+            {"tiles": "a.png"},
+            r"tiles is 'a.png'; it must be uint8 \[t, size, size, 3\], as load_image returns, or",
+        ),
+        ({"tiles": np.zeros((28, 28, 3))}, r"tiles is an array \[28, 28, 3\]; it must be uint8"),
+        ({"history": ["a"]}, r"history\[0\] is 'a'; it must be a pair of str, \(question, answer\)"),
+        ({"history": ["ab"]}, r"history\[0\] is 'ab'; it must be a pair"),
+        ({"history": [("a", None)]}, r"history\[0\] is \('a', None\); it must be a pair"),
+        ({"history": "a"}, r"history is 'a'; it must be a list of \(question, answer\)"),
+        ({"history": [("<IMG_CONTEXT>", "a")]}, r"the question of history\[0\] contains <IMG_CONTEXT>"),
+        ({"question": None}, "the question is None; it must be a str"),
+        ({"question": "<IMG_CONTEXT>"}, "the question contains <IMG_CONTEXT>.*; write <image> where an image belongs"),
+        ({"system": "<IMG_CONTEXT>"}, "system contains <IMG_CONTEXT>"),
+    ],
+)
+def test_faulty_arguments_are_named(model, given, told):
+    with pytest.raises(ValueError, match=told):
+        chat(model, **{"tiles": some_tiles(2), "question": "Hi?", **given})
+
+
+def test_numbers_of_numpy(model, prompts):
+    tiles = some_tiles(3)
+    assert chat(model, tiles, "<image> <image>?", num_patches_list=np.array([1, 2]), max_new_tokens=np.int64(9)) != ""
+    check(model, prompts[-1], [("<image> <image>?", None)], [1, 2], tiles)
+    assert len(batch_chat(model, tiles, ["Hi?", "Who?"], num_patches_list=np.array([1, 2]))) == 2
+
+
+def test_answers_that_spell_marks(model, prompts):
+    chat(model, None, "So?", history=[("Which?", "<IMG_CONTEXT> and <|im_start|>")])
+    check(model, prompts[-1], [("Which?", "< IMG_CONTEXT> and < |im_start|>"), ("So?", None)], [], some_tiles(0))
+
+
+def test_only_the_end_of_a_turn_stops(model, prompts, monkeypatch):
+    """As there, whatever else the files of the checkpoint name."""
+    tokenizer = model.processor.tokenizer
+    monkeypatch.setattr(tokenizer, "eos_ids", (*tokenizer.eos_ids, tokenizer.encode("three")[0]))
+    assert chat(model, None, "Hi?") == "three digits."
 
 
 def test_load_image():
@@ -152,23 +203,6 @@ def test_load_video(model, tmp_path):
     assert counts == [13, 13] and len(tiles) == 26  # 4 x 3 and the thumbnail
     prefix = "".join(f"Frame{i + 1}: <image>\n" for i in range(len(counts)))
     assert isinstance(chat(model, tiles, f"{prefix}What?", num_patches_list=counts, max_new_tokens=4), str)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "words"),
-    [
-        (
-            (some_tiles(2), "Who?"),
-            {"num_patches_list": [2.0]},
-            "an entry of num_patches_list is 2.0; it must be a whole",
-        ),
-        ((some_tiles(2), "Who?"), {"num_patches_list": [3, -1]}, "an entry of num_patches_list is -1"),
-        ((None, "Who?"), {"max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number of at least 1"),
-        (("a.png", "Who?"), {}, "the tiles are of type str; they must be an array, as load_image gives"),
-        ((None, "Who?"), {"history": ["a"]}, r"history has 'a'; it must be a list of \(question, answer\)"),
-        ((None, "<IMG_CONTEXT>?"), {}, "the question has <IMG_CONTEXT> in it; write <image> where an image belongs"),
-    ],
-)
-def test_faulty_arguments(model, arguments, options, words):
-    with pytest.raises(ValueError, match=words):
-        chat(model, *arguments, **options)
+    picture(30, 30).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: a still picture, not a video; give it as an image"):
+        load_video(tmp_path / "a.png")
