@@ -6,18 +6,19 @@ Images: tiles a second and core from JSONL and JPEG files of 0.2 to 12 megapixel
 written as InternVL's is (`plain_loader.py`). Stages: where the time of one image goes. Packing: rows, fill and time,
 beside InternVL's algorithm. Index: a JSONL file of 5,000,000 lines, memory, first batch. Resume: going on from step
 1,000,000. Figures are medians; those of images and stages are of CPU time, both sides taking turns, so that a busy
-machine changes little. Files go to a temporary directory, 5 GB. Needs Linux, torch, scikit-image and scikit-learn.
+machine changes little. Files go to a temporary directory, 5 GB. Needs Linux and
+pip install torch scikit-image scikit-learn.
 """
 
 import argparse
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+NEEDED = {"torch": "torch", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 def main() -> None:
-    # Processes that are measured import this file again, and nothing more than what they need.
-    from measuring import machine
-
     parts = ("images", "stages", "packing", "index", "resume")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
@@ -25,6 +26,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="packed")
     parser.add_argument("--lines", type=int, default=5_000_000, help="of the long file")
     arguments = parser.parse_args()
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        raise SystemExit(f"benchmarks/data.py needs: pip install {' '.join(missing)}")
+
+    # Not above: processes that are measured import this file, and should import no more than what they use.
+    from measuring import machine
+
     print(machine())
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)

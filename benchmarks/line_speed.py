@@ -40,10 +40,10 @@ def write_lines(folder: Path, lines: int) -> dict[str, Path]:
     return files
 
 
-def resident() -> float:
-    """The most memory that this process has had resident so far, MB; that of getrusage counts its parent's, too."""
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1e3
+def megabytes(which: str) -> float:
+    """Of this process: resident now (VmRSS), or the most so far (VmHWM), which getrusage mixes with its parent's."""
+    (found,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(found.split()[1]) / 1e3
 
 
 def without_index(file: Path) -> Path:
@@ -53,18 +53,18 @@ def without_index(file: Path) -> Path:
 
 def index_built(file: Path) -> tuple[float, float]:
     """Seconds that a new index takes, and MB of memory."""
-    before, began = resident(), time.perf_counter()
+    before, began = megabytes("VmRSS"), time.perf_counter()
     LineIndex.open(without_index(file))
-    return time.perf_counter() - began, resident() - before
+    return time.perf_counter() - began, megabytes("VmHWM") - before
 
 
 def memory(file: Path, tokenizer: Tokenizer) -> tuple[float]:
     """MB that a loader takes, which builds the index, too."""
-    before = resident()
+    before = megabytes("VmRSS")
     with closing(Loader(feed(without_index(file), tokenizer))) as loader:
         for _ in range(BATCHES):
             next(loader)
-    return (resident() - before,)
+    return (megabytes("VmHWM") - before,)
 
 
 def first_batch(
@@ -100,16 +100,16 @@ def first_batches(files: dict[str, Path], repeats: int, state: dict[str, Any] | 
 def index(folder: Path, lines: int, repeats: int) -> None:
     """Prints the speed and memory of the index, the memory of a loader, and the time to the first batch."""
     files, few, tokenizer = write_lines(folder, lines), write_lines(folder, FEW), trained()
-    megabytes = files["text"].stat().st_size / 1e6
+    size = files["text"].stat().st_size / 1e6
     seconds, grown = repeated(repeats, index_built, files["text"])
     print(
-        f"\nAn index of {lines:,} lines, {megabytes:,.0f} MB: {seconds:.2f} s, {megabytes / seconds:,.0f} MB/s, ",
+        f"\nAn index of {lines:,} lines, {size:,.0f} MB: {seconds:.2f} s, {size / seconds:,.0f} MB/s, ",
         end="",
     )
     print(f"memory grows by {grown:.0f} MB")
     print(f"\nMB that a loader takes, {BATCHES} batches and a new index, by number of lines")
     taken = {kind: [repeated(repeats, memory, of[kind], tokenizer)[0] for of in (files, few)] for kind in files}
-    rows = ([kind, *(f"{megabytes:.0f}" for megabytes in figures)] for kind, figures in taken.items())
+    rows = ([kind, *(f"{most:.0f}" for most in figures)] for kind, figures in taken.items())
     table(["lines", f"{lines:,}", f"{FEW:,}"], rows)
     (importing,) = medians(imports() for _ in range(repeats))
     print(f"\nSeconds to the first batch of a fresh process, after {importing:.2f} s of imports")

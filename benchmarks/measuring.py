@@ -6,6 +6,7 @@ import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,15 +62,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def machine() -> str:
     """The processor, its cores, the memory, and the versions that matter."""
-    import grain
-    import PIL
-    from PIL import features
-
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    parts = [
-        f"{names[0].partition(': ')[2] if names else platform.machine()}, {os.cpu_count()} cores, {gigabytes:.0f} GiB",
-        f"Python {platform.python_version()}, Pillow {PIL.__version__}",
-        f"libjpeg-turbo {features.version('libjpeg_turbo')}, grain {grain.__version__}",
-    ]
-    return ", ".join(parts)
+    model = names[0].partition(": ")[2] if names else platform.machine()
+    versions = [f"{name} {version(name)}" for name in ("numpy", "pillow", "grain", "torch")]
+    found = [model, f"{os.cpu_count()} cores", f"{gigabytes:.0f} GiB", f"Python {platform.python_version()}"]
+    return ", ".join([*found, *versions])

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import skimage.data
+import sklearn.datasets
 from PIL import Image
 
 SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg")
@@ -17,11 +19,6 @@ WORDS = ["what", "is", "written", "on", "the", "small", "sign", "beside", "a", "
 
 
 def originals() -> list[Image.Image]:
-    try:
-        import skimage.data
-        import sklearn.datasets
-    except ImportError as error:
-        raise SystemExit(f"{error.name} is missing: pip install scikit-image scikit-learn") from error
     folders = Path(skimage.data.__file__).parent, Path(sklearn.datasets.__file__).parent / "images"
     files = [folders[0] / name for name in SKIMAGE] + [folders[1] / name for name in SKLEARN]
     return [Image.open(file).convert("RGB") for file in files]
