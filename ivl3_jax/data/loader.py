@@ -217,4 +217,4 @@ def _keep_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # there is another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(TRIM_THRESHOLD, 512 << 20)
+        libc.mallopt(TRIM_THRESHOLD, 256 << 20)
