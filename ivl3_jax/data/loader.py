@@ -1,6 +1,8 @@
 """The batches of a host: one row of each of its streams, made by worker processes, and a state to go on from."""
 
+import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -195,3 +197,12 @@ class _StepIterator(grain.DatasetIterator):
 
 def _begin_worker(number: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # grain imports jax; the accelerator belongs to the main process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would wait for ever, with its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers
+    parent.join()
+    os._exit(1)

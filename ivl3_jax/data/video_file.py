@@ -16,8 +16,11 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from ivl3_jax.data.images import most_pixels
+
 T = TypeVar("T")
 
+PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sap", "sdp"}
 CUT = 0.9  # a file with fewer of the frames that it should have is told of
 
 
@@ -85,13 +88,32 @@ def _damage() -> Iterator[None]:
 def _chosen(choose: Callable[[int, float | None], Sequence[int]], count: int, fps: float | None) -> Sequence[int]:
     if not count:
         raise ValueError("the video has no frames")
-    return choose(count, fps)
+    return choose(count, fps if fps and fps > 0 else None)
+
+
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Any]:
+    """The open file, which is no playlist (FFmpeg would read what that names) and has no frames that are too large."""
+    import av
+
+    try:
+        opened = av.open(os.fspath(path), options={"format_whitelist": ",".join(av.formats_available - PLAYLISTS)})
+    except av.ArgumentError as error:
+        raise ValueError("cannot be read as a video; a playlist, which names other files, is none") from error
+    with opened as container:
+        for stream in container.streams.video[:1]:  # which is the one that is looked at
+            if stream.codec_context is None:
+                raise ValueError("it is of a codec that FFmpeg does not know")
+            pixels = stream.width * stream.height
+            if pixels > most_pixels():
+                raise ValueError(f"its frames have {pixels} pixels; at most {most_pixels()} are decoded")
+        yield container
 
 
 def _contents(path: str | os.PathLike) -> Contents:
     import av
 
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         if not container.streams.video:
             raise ValueError("has no video in it")
         stream = container.streams.video[0]
@@ -119,7 +141,7 @@ def _by_seeking(
 
     index_of = {time: index for index, time in enumerate(contents.times)}
     found: dict[int, T] = {}
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         frames, reached = container.decode(stream), -1
@@ -163,7 +185,7 @@ def _sound(frame: Any, path: str | os.PathLike, index: int) -> Image.Image:
 def _frames(path: str | os.PathLike) -> Iterator[Any]:
     import av
 
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         try:
             yield from container.decode(video=0)
