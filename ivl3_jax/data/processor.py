@@ -24,7 +24,7 @@ from ivl3_jax.data.video import Choose, choose_frames, spread, video_tiles
 from ivl3_jax.data.visuals import open_visuals, spell_out
 from ivl3_jax.hf_config import read_config
 
-LONGEST = 1 << 21  # characters of a sample; tokenising takes up to 600 bytes of memory for each
+LONGEST = 1 << 20  # characters of a sample; tokenising takes up to 900 bytes of memory for each
 
 # These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
 RESERVED = (*REQUIRED, VIDEO_PLACEHOLDER)

@@ -146,8 +146,6 @@ def _entry(source: RecordSource, index: int) -> bytes | Fault:
         return pack(record, where, images)
     except Fault as fault:
         return fault
-    except RecursionError:  # in keys that nobody looks at
-        return Fault("line", f"{where}: cannot be written, since it is nested too deep")
 
 
 def _image(image: ImageSource, where: str) -> bytes:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
-from PIL import Image
 
 from ivl3_jax.data import SourceSpec
 from ivl3_jax.data.shard_writer import WRITER
@@ -28,16 +27,15 @@ def encoded(format: str, width: int = 64, height: int = 48) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, so that a large one is a small file."""
-    buffer = io.BytesIO()
-    Image.new("1", (width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     """A part of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, rows: bytes = b"") -> bytes:
+    """A PNG of one bit a pixel that claims a size, with compressed rows or none."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def file(name: str, reason: str, told: str, path: str, content: bytes | Callable[[Path], object], **fields) -> None:
@@ -131,14 +129,14 @@ image(
     "a.tiff",
     encoded("TIFF").replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 5, 5, 5), 1),
 )
-file("a decompression bomb", "bomb", BOMB, "a.png", png(20_000, 20_000))
 file(
-    "a header that claims a bomb",
+    "a decompression bomb",
     "bomb",
-    BOMB.replace("400000000", "900000000"),
+    BOMB,
     "a.png",
-    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)) + chunk(b"IEND", b""),
+    lambda path: path.write_bytes(png(20_000, 20_000, bytes(2501 * 20_000))),
 )
+file("a header that claims a bomb", "bomb", BOMB.replace("400000000", "900000000"), "a.png", png(30_000, 30_000))
 
 UNREADABLE = "cannot be read as a video (InvalidDataError: Invalid data found when processing input)"
 PLAYLIST = "cannot be read as a video; a playlist, which names other files, is none"
@@ -156,6 +154,15 @@ def frames(path: Path, spoiled: Callable[[Path], object]) -> None:
     spoiled(path / "2.png")
 
 
+def without_frames(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+
+
 video("no such video", "no such video file or directory of frames", "gone.mp4", nothing)
 video("an empty video", UNREADABLE, "a.mp4", b"")
 video("text as a video", UNREADABLE, "a.mp4", b"404 not found\n" * 99)
@@ -166,7 +173,7 @@ video(
     lambda path: path.write_bytes(write_video(path, 20).read_bytes()[:-2000]),
 )
 video("sound alone", "has no video in it", "a.mp4", SOUND)
-video("a video of no frames", "…", "a.mp4", lambda path: write_video(path, 0))
+video("a video of no frames", "cannot be read as a video (EOFError: End of file)", "a.mkv", without_frames)
 video("frames of 225 million pixels", "its frames have 225000000 pixels; at most 178956970 are decoded", "a.gif", GIF)
 video("a playlist, which names files anywhere", PLAYLIST, "a.m3u8", HLS)
 video("a list of files for FFmpeg", PLAYLIST, "a.mp4", b"ffconcat version 1.0\nfile b.mp4\n")

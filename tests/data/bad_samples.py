@@ -53,6 +53,7 @@ def add(name: str, reason: str, told: str, write, **more) -> None:
 def lines_with(root: Path, line: bytes | dict, at: str | None = None) -> SourceSpec:
     """A JSONL source; `at` is its root where that is not the directory."""
     picture(40, 30).save(root / "good.png")
+    picture(300, 100).save(root / "wide.png")
     before = [good(0, image="good.png"), good(1)]
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     encoded = [json.dumps(record).encode() for record in before] + [raw, json.dumps(good(2)).encode()]
@@ -247,8 +248,14 @@ turns(
 line(
     "text of 3 MB",
     "tokens",
-    "has 3000015 characters of text; at most 2097152 are tokenised at a time",
+    "has 3000015 characters of text; at most 1048576 are tokenised at a time",
     lambda: json.dumps({"conversations": talk("x" * 3_000_000)}).encode(),
+)
+line(
+    "images of more tiles than a row",
+    "tiles",
+    "has 9 tiles, but a row has room for 8; leave the sample out, raise tiles of a row, or lower max_tiles of the …",
+    {"image": ["wide.png"] * 3, "conversations": talk()},
 )
 line(
     "more images than a row has tiles",

@@ -26,8 +26,20 @@ STRINGS = (
 )  # fmt: skip
 NUMBERS = (0, 1, -1, 0.5, 1.5, -0.0, 7, 10**6, 2**31, 2**63, 10**400, 1e308, -1e308, 1e-308, float("nan"), float("inf"))
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG", "PNG", "WEBP", "JPEG2000", "PPM", "ICO")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "PPM", "ICO")
 MODES = ("RGB", "RGB", "L", "P", "RGBA", "CMYK", "1", "I;16", "LA")
+
+
+OPTIONS = (
+    {},
+    {"progressive": True},
+    {"quality": 30},
+    {"lossless": True},
+    {"interlace": True},
+    {"compression": "tiff_lzw"},
+    {"compression": "tiff_adobe_deflate"},
+    {"compression": "packbits"},
+)
 
 
 def choose(rng: Rng, options: Sequence[Any]) -> Any:
@@ -50,13 +62,13 @@ def junk(rng: Rng) -> Any:
 
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Every (object or list, key or index) within a value."""
-    if isinstance(value, dict):
-        found = [(value, key) for key in value]
-    elif isinstance(value, list):
-        found = [(value, index) for index in range(len(value))]
-    else:
-        return []
-    return found + [place for holder, key in list(found) for place in places(holder[key])]
+    found, holders = [], [value]
+    while holders:
+        holder = holders.pop()
+        keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
+        found += [(holder, key) for key in keys]
+        holders += [holder[key] for key in keys]
+    return found
 
 
 def mutate_json(rng: Rng, value: Any) -> Any:
@@ -114,11 +126,15 @@ def encoded_image(rng: Rng) -> tuple[bytes, tuple[int, int]]:
     """A good image of some format and mode, and its (width, height)."""
     width, height = (int(side) for side in rng.integers(1, 90, 2))
     image, format = picture(width, height, int(rng.integers(1 << 30))), choose(rng, FORMATS)
-    options = choose(rng, ({}, {"progressive": True}, {"quality": 30}, {"compression": "tiff_lzw"}, {"lossless": True}))
+    options = choose(rng, OPTIONS)
+    if rng.random() < 0.2:
+        options = {"save_all": True, "append_images": [picture(width, height)] * 2, **options}
+    if rng.random() < 0.2:
+        options = {"exif": b"Exif\0\0II*\0\x08\0\0\0" + rng.bytes(40), "icc_profile": rng.bytes(200), **options}
     buffer = io.BytesIO()
     try:
         image.convert(choose(rng, MODES)).save(buffer, format, **options)
-    except (OSError, ValueError, KeyError):  # no such mode in that format
+    except Exception:  # no such mode or option in that format
         buffer = io.BytesIO()
         image.save(buffer, format)
     return buffer.getvalue(), (width, height)

@@ -67,6 +67,10 @@ def moving(file: Path) -> None:
     first.save(file, save_all=True, append_images=others)
 
 
+def several(file: Path) -> None:
+    picture(40, 30).save(file, "MPO", save_all=True, append_images=[picture(20, 50)])
+
+
 def with_junk_as_exif() -> bytes:
     buffer = io.BytesIO()
     picture(40, 30).save(buffer, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(200)))
@@ -117,6 +121,7 @@ odd(
     *shown("a.png", elsewhere),
 )
 odd("an animation as an image", "its first frame", *shown("a.gif", moving))
+odd("a JPEG of several pictures", "the first of them", *shown("a.jpg", several))
 odd("an image of 3,000 x 1 pixels", "the widest grid of tiles", *shown("a.png", encoded("PNG", 3000, 1)))
 odd("an image of one pixel", "one tile of its colour", *shown("a.png", encoded("PNG", 1, 1)))
 odd("a PNG with the name of a JPEG", "what its first bytes say", *shown("a.jpg", encoded("PNG")))

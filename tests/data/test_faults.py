@@ -2,13 +2,14 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from ivl3_jax.batch import IGNORE
 from ivl3_jax.cli.mistakes import explain
 from ivl3_jax.data import Fault, Loader, open_source
-from ivl3_jax.data.faults import FaultPolicy
+from ivl3_jax.data.faults import REASONS, FaultPolicy
 from ivl3_jax.data.settings import DataRecipe, open_feed
 from ivl3_jax.data.shards import ShardSource
 from ivl3_jax.data.sources import Conversations
@@ -17,6 +18,25 @@ from tests.data.bad_meta import REFUSED, prepare
 from tests.data.bad_samples import BAD_LINE, GOOD
 from tests.data.odd_samples import ODD
 from tests.data.toys import feed
+
+PAGE = (Path(__file__).parents[2] / "docs/faults.md").read_text()
+
+
+def rows(title):
+    """The cells of each row of a section's table, without the quotes of messages."""
+    section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[1:]]
+    return [tuple(cell.strip().strip("`").strip().replace("\\|", "|") for cell in row) for row in cells]
+
+
+def test_the_page_lists_every_case():
+    assert rows("Bad samples") == [(name, case.reason, case.told) for name, case in CASES.items()]
+    assert rows("Taken as they are") == [(name, case.becomes) for name, case in ODD.items()]
+    assert rows("Refused at the start") == [(name, case.told) for name, case in REFUSED.items()]
+    reasons = re.findall(r"^\| `(\w+)` \| (.+) \|$", PAGE, re.MULTILINE)
+    assert dict(reasons) == REASONS
+    assert set(REASONS) == {case.reason for case in CASES.values()}
 
 
 def pattern(told):
@@ -38,6 +58,12 @@ def answers(processor, loader):
                 labels = batch.labels[row][batch.segment_ids[row] == segment]
                 found.append(processor.tokenizer.decode(labels[labels != IGNORE]))
     return sorted(found)
+
+
+def test_a_message_is_one_short_line():
+    fault = Fault("image", "a.jsonl:1: a\n\x1b[31m\ud800\u2028é.png" + "x" * 10**6 + ": no such image file")
+    assert str(fault).startswith(r"a.jsonl:1: a\n\x1b[31m\ud800\u2028é.png")
+    assert str(fault).endswith("xx: no such image file") and len(str(fault)) < 1100 and str(fault).isprintable()
 
 
 @pytest.fixture(params=CASES)
@@ -68,6 +94,7 @@ def test_a_bad_sample(case, processor):
     assert [tuple(skip) for skip in skipping.take_skips()] == [(case.reason, str(raised.value))]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("name", ODD)
 def test_what_only_looks_bad_is_taken(name, tmp_path, processor):
     source = open_source(ODD[name].write(tmp_path))
