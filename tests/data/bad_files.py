@@ -172,6 +172,12 @@ video(
     "a.mp4",
     lambda path: path.write_bytes(write_video(path, 20).read_bytes()[:-2000]),
 )
+video(
+    "a video of an unknown codec",
+    "it is of a codec that FFmpeg does not know",
+    "a.mkv",
+    lambda path: path.write_bytes(write_video(path, 20).read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ")),
+)
 video("sound alone", "has no video in it", "a.mp4", SOUND)
 video("a video of no frames", "cannot be read as a video (EOFError: End of file)", "a.mkv", without_frames)
 video("frames of 225 million pixels", "its frames have 225000000 pixels; at most 178956970 are decoded", "a.gif", GIF)

@@ -244,6 +244,12 @@ meta(
     "a weight of 0", "source 0 has the weight 0.0; it must be above 0 and finite", {"pets": ENTRY}, weights={"pets": 0}
 )
 meta(
+    "weights without a finite sum",
+    "the sum of the sources' weights is not finite; give smaller ones",
+    {"pets": ENTRY, "cats": ENTRY},
+    weights={"pets": 1e308, "cats": 1e308},
+)
+meta(
     "a share of text where there is no other",
     "text_share is 0.25, but all sources are text",
     {"pets": ENTRY},
