@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -210,6 +212,7 @@ class _StepIterator(grain.DatasetIterator):
 def _begin_worker(number: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # grain imports jax; the accelerator belongs to the main process
     _keep_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _keep_memory() -> None:
@@ -218,3 +221,11 @@ def _keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(TRIM_THRESHOLD, 256 << 20)
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would wait for ever, with its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers
+    parent.join()
+    os._exit(1)

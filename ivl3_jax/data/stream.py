@@ -16,7 +16,7 @@ from ivl3_jax.data.permutation import generator
 from ivl3_jax.data.sources import Source
 
 MEASURE, DECODE = 3, 4  # what a key is for, beside those of the mixture
-PIECES = 1 << 12  # units that one sample may be split into
+PIECES = 1 << 12  # units that one sample may be split into, by which its key is told from the next one's
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StreamState:
     Attributes:
         next: number of the next draw. ended: whether all that waited has been given out, too.
         waiting: sizes of the units that no row has yet; their content is measured again when it is needed.
-        drawn: samples so far. skipped: those left out, by reason.
+        drawn: samples so far, each piece of one that was split counted. skipped: those left out, by reason.
     """
 
     next: int = 0
@@ -134,11 +134,13 @@ class Stream:
         number, self._next = self._next, self._next + 1
         try:
             units = self._measure(number)
+            if len(units) > PIECES:
+                raise Fault("tokens", f"{units[0].where}: makes {len(units)} pieces; a sample may make {PIECES}")
         except Fault as fault:
             self._drawn += 1
             self._skip(fault)
             return
-        self._drawn += bool(units)
+        self._drawn += len(units)
         for piece, unit in enumerate(units):
             key = number * PIECES + piece
             self._units[key] = unit
