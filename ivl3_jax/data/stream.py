@@ -67,6 +67,7 @@ class StreamState:
     next: int = 0
     ended: bool = False
     waiting: list[Item] = field(default_factory=list)
+    rows: int = 0
     drawn: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -75,6 +76,7 @@ class StreamState:
             "next": self.next,
             "ended": self.ended,
             "waiting": [list(item) for item in self.waiting],
+            "rows": self.rows,
             "drawn": self.drawn,
             "skipped": dict(self.skipped),
         }
@@ -82,7 +84,8 @@ class StreamState:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "StreamState":
         waiting = [Item(*item) for item in fields["waiting"]]
-        return StreamState(fields["next"], fields["ended"], waiting, fields["drawn"], Counter(fields["skipped"]))
+        numbers = fields["rows"], fields["drawn"]
+        return StreamState(fields["next"], fields["ended"], waiting, *numbers, Counter(fields["skipped"]))
 
 
 class Stream:
@@ -94,13 +97,14 @@ class Stream:
         state = state or StreamState()
         self._next, self._ended, self._drawn = state.next, state.ended, state.drawn
         self._skipped = Counter(state.skipped)
-        self._packer = Packer(feed.budget, feed.lookahead, state.waiting)
+        self._packer = Packer(feed.budget, feed.lookahead, state.waiting, state.rows)
         self._units: dict[int, Unit] = {}
         self._skips: list[Skip] = []
 
     @property
     def state(self) -> StreamState:
-        return StreamState(self._next, self._ended, self._packer.waiting, self._drawn, Counter(self._skipped))
+        waiting, rows = self._packer.waiting, self._packer.rows
+        return StreamState(self._next, self._ended, waiting, rows, self._drawn, Counter(self._skipped))
 
     def take_skips(self) -> list[Skip]:
         """The samples skipped since the last call."""
