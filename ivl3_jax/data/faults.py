@@ -16,8 +16,13 @@ REASONS = {
 }
 
 
+LONGEST = 1000  # characters of a message; a line may have a path of megabytes
+
+
 class Fault(ValueError):
     """Something wrong with one sample, for which a policy decides whether it is skipped or ends the run.
+
+    Its message is one line of printable characters, whatever the sample holds.
 
     Attributes:
         reason: a key of `REASONS`.
@@ -25,11 +30,17 @@ class Fault(ValueError):
 
     def __init__(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.reason = reason
 
     def __reduce__(self) -> tuple:
         return Fault, (self.reason, str(self))  # so that it passes from one process to another
+
+
+def _one_line(message: str) -> str:
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[5 - LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def at(where: str, error: ValueError) -> ValueError:

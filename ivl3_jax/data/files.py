@@ -1,8 +1,10 @@
 """Reading files wherever they are, and writing them so that they are complete or not there."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -10,6 +12,15 @@ from typing import BinaryIO
 def is_remote(path: str) -> bool:
     """Whether a path is a URL, such as gs://bucket/a.jpg, rather than one of the file system."""
     return "://" in path
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Raises an OSError unless a local path leads to a regular file; reading a pipe or a device may never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, not a file", os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file", os.fspath(path))
 
 
 def read_bytes(path: str) -> bytes:

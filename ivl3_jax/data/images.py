@@ -7,6 +7,7 @@ consequences a user may not expect: an EXIF orientation is not applied, transpar
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -16,10 +17,19 @@ from PIL import Image, UnidentifiedImageError
 
 from ivl3_jax.config import IMAGE_MEAN
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.files import is_remote, read_bytes
+from ivl3_jax.data.files import is_remote, read_bytes, require_file
 from ivl3_jax.data.records import ImageSource, Stored
 
 T = TypeVar("T")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO")
+"""What is read, by Pillow's names. Of its other formats some run programs (EPS) or know anything for an image."""
+
+LARGEST_GRID = 256
+"""Tiles that an image may have at most; grids of millions could be asked for, and would be looked through for hours."""
+
+# What Pillow says of metadata and large images names no file. A filter that a user sets comes first.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 PADDING = tuple(int(mean * 255) for mean in IMAGE_MEAN)
 """The colour that fills an image up to a square, RGB."""
@@ -35,10 +45,16 @@ def open_image(source: ImageSource) -> Image.Image:
         A PIL image of mode RGB, not to be drawn on: where `source` is one, it may be the same.
 
     Raises:
-        Fault: the file is missing, truncated, no image, or a decompression bomb (more than twice
+        Fault: the file is missing, truncated, no image of `FORMATS`, or a decompression bomb (more than twice
             `PIL.Image.MAX_IMAGE_PIXELS`); the message names the file.
+        ModuleNotFoundError: it is at gs://, and what reads that is not installed.
     """
     return _look(source, _rgb)
+
+
+def most_pixels() -> float:
+    """The most pixels that are decoded at a time: where Pillow draws the line between an image and a bomb."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -59,18 +75,30 @@ def _look(source: ImageSource, at: Callable[[Image.Image], T]) -> T:
     try:
         if isinstance(source, Image.Image):
             return at(source)
-        with Image.open(_at_hand(source)) as image:
+        with Image.open(_at_hand(source), formats=_formats()) as image:
             return at(image)
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         raise Fault("bomb" if bomb else "image", f"{name_of(source)}: {_trouble(source, error)}") from error
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _at_hand(source: ImageSource) -> Any:
     """What Pillow opens: a local path as it is, anything else as a stream of its bytes."""
     if isinstance(source, Stored):
         return io.BytesIO(source.data)
-    return io.BytesIO(read_bytes(source)) if isinstance(source, str) and is_remote(source) else source
+    if isinstance(source, str) and is_remote(source):
+        return io.BytesIO(read_bytes(source))
+    if isinstance(source, str | os.PathLike):
+        require_file(source)
+    return source
 
 
 def name_of(source: ImageSource) -> str:
@@ -96,7 +124,10 @@ def _trouble(source: ImageSource, error: Exception) -> str:
     if empty:
         return "cannot be read as an image: the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "cannot be read as an image (UnidentifiedImageError: its format is not known)"
+        kinds = ", ".join(_formats())
+        return f"cannot be read as an image (UnidentifiedImageError: it does not begin as a file of {kinds} does)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read as an image ({type(error).__name__}: {error.strerror})"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 
@@ -107,14 +138,16 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     Grids of one area come in the order in which the original has them: that of a Python set filled as here. It decides
     between two that are equally near, which happens where `min_tiles` is not 1.
     """
-    if not 1 <= min_tiles <= max_tiles:
-        raise ValueError(f"min_tiles is {min_tiles} and max_tiles {max_tiles}; valid: 1 <= min_tiles <= max_tiles")
+    if not 1 <= min_tiles <= max_tiles <= LARGEST_GRID:
+        raise ValueError(
+            f"min_tiles is {min_tiles} and max_tiles {max_tiles}; valid: 1 <= min_tiles <= max_tiles <= {LARGEST_GRID}"
+        )
     grids = {
         (cols, rows)
         for side in range(min_tiles, max_tiles + 1)
         for cols in range(1, side + 1)
-        for rows in range(1, side + 1)
-        if min_tiles <= cols * rows <= max_tiles
+        for rows in range(1, min(side, max_tiles // cols) + 1)
+        if min_tiles <= cols * rows
     }
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 

@@ -5,8 +5,11 @@ import weakref
 from typing import Any
 
 from ivl3_jax.data.conversations import parse_line
+from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.line_index import LineIndex
 from ivl3_jax.data.sources import RecordSource, SourceSpec
+
+LONGEST = 16 << 20  # bytes of a line; a whole data set may be in one line by mistake
 
 
 class JsonlSource(RecordSource):
@@ -27,4 +30,8 @@ class JsonlSource(RecordSource):
     def record(self, index: int) -> tuple[dict[str, Any], str]:
         start, end = self._index.span(index)
         where = f"{self.spec.annotation}:{self._index.line_number(index)}"
-        return parse_line(os.pread(self._descriptor, end - start, start), where), where
+        # With a byte more to see that it is longer. Blank lines that follow belong to the span and do not count.
+        line = os.pread(self._descriptor, min(end - start, LONGEST + 1), start).partition(b"\n")[0]
+        if len(line) > LONGEST:
+            raise Fault("line", f"{where}: the line has more than {LONGEST} bytes; it must be one record")
+        return parse_line(line, where), where

@@ -1,6 +1,10 @@
 """The batches of a host: one row of each of its streams, made by worker processes, and a state to go on from."""
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -16,6 +20,8 @@ from ivl3_jax.data.prefetch import prefetch
 from ivl3_jax.data.stream import Feed, Stream, StreamState
 
 States = Mapping[int, StreamState]
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3), bytes: from which on memory is mapped, and how much is kept
 
 
 class Step(NamedTuple):
@@ -49,7 +55,8 @@ class Loader:
             feed: the same on all hosts.
             streams: those whose rows this host makes, ascending, see `share`; None for all.
             workers: processes that read; 0 reads in a thread of this one. More than there are streams are not started.
-            ahead: batches that are made before they are asked for.
+            ahead: batches that are made before they are asked for; with workers 2 · ahead + 2, since several queues of
+                grain lie between.
             state: of an earlier loader of the same feed, with whatever streams and number of workers.
 
         Raises:
@@ -87,10 +94,7 @@ class Loader:
         if all(state.ended for state in self._states.values()):
             self.close()
             raise StopIteration
-        if len(parts) == 1:
-            return parts[0].rows
-        order = np.argsort([stream for part in parts for stream in part.streams])
-        return Batch(*(np.concatenate(arrays)[order] for arrays in zip(*(part.rows for part in parts), strict=True)))
+        return parts[0].rows if len(parts) == 1 else _joined(parts)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -104,10 +108,22 @@ class Loader:
         return skips
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; there are no further batches."""
         close = getattr(self._steps, "close", None)
         if close is not None:
             close()
+        self._steps = iter(())  # grain's iterators complain if they outlive its modules
+
+
+def _joined(parts: Sequence[Step]) -> Batch:
+    """The rows of all parts in the order of their streams."""
+    streams = np.concatenate([part.streams for part in parts])
+    batch = Batch(*(np.empty((len(streams), *array.shape[1:]), array.dtype) for array in parts[0].rows))
+    for part in parts:
+        places = np.array(part.streams) - streams.min()  # a host has all from its first on
+        for whole, array in zip(batch, part.rows, strict=True):
+            whole[places] = array
+    return batch
 
 
 def identity(feed: Feed) -> dict[str, Any]:
@@ -206,3 +222,21 @@ class _StepIterator(grain.DatasetIterator):
 
 def _begin_worker(number: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # grain imports jax; the accelerator belongs to the main process
+    _keep_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep what is freed: every image takes as much again, and each page given back is a fault later."""
+    with contextlib.suppress(OSError, AttributeError):  # there is another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(TRIM_THRESHOLD, 256 << 20)
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would wait for ever, with its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers
+    parent.join()
+    os._exit(1)

@@ -7,18 +7,21 @@
 import difflib
 import json
 import logging
-import math
 import os
 import posixpath
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.data.files import is_remote, read_bytes, replacing
+from ivl3_jax.data.files import is_remote, read_bytes, replacing, require_file
+from ivl3_jax.data.images import LARGEST_GRID
+from ivl3_jax.data.json_values import parse_json, shown
 from ivl3_jax.data.jsonl import JsonlSource
 from ivl3_jax.data.parquet import ParquetSource
 from ivl3_jax.data.shards import ShardSource
 from ivl3_jax.data.sources import RecordSource, SourceSpec
+
+MOST = 10**12  # records, and times that they are repeated: sums of products of the two are finite
 
 
 def _is_path(value: Any) -> bool:
@@ -26,7 +29,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_repeat(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf and (value < 1 or value == int(value))
+    return type(value) in (int, float) and 0 < value <= MOST and (value < 1 or value == int(value))
 
 
 _PATH = "a path or gs://BUCKET/PATH; from other places copy it, or mount the bucket"
@@ -35,9 +38,12 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "root": (_is_path, _PATH),
     "annotation": (lambda value: _is_path(value) and value, _PATH),
     "data_augment": (lambda value: type(value) is bool, "true or false"),
-    "repeat_time": (_is_repeat, "a fraction above 0 and below 1, or a whole number"),
-    "length": (lambda value: type(value) is int and value >= 0, "a whole number"),
-    "max_dynamic_patch": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+    "repeat_time": (_is_repeat, f"a fraction above 0 and below 1, or a whole number up to {MOST}"),
+    "length": (lambda value: type(value) is int and 0 <= value <= MOST, f"a whole number up to {MOST}"),
+    "max_dynamic_patch": (
+        lambda value: type(value) is int and 0 < value <= LARGEST_GRID,
+        f"a whole number from 1 to {LARGEST_GRID}",
+    ),
 }
 
 
@@ -55,8 +61,8 @@ def read_meta(file: str | Path) -> list[SourceSpec]:
     """
     file = str(file)
     try:
-        found = json.loads(read_bytes(file), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(read_bytes(file))
+    except ValueError as error:
         raise ValueError(f"{file}: not a meta file ({error})") from error
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{file}: must be a JSON object with an entry for each data source, as in InternVL")
@@ -76,7 +82,8 @@ def write_meta(file: Path, specs: Iterable[SourceSpec]) -> None:
 def open_source(spec: SourceSpec, number: int = 0) -> RecordSource:
     """Opens a source by the suffix of its annotation: .jsonl, .parquet, or none for a directory of shards.
 
-    A "length" that is not the number of its records is told by a warning and changes nothing.
+    A "length" that is not the number of its records is told by a warning and changes nothing; a root that is not there
+    is told likewise, since text needs none.
 
     Args:
         number: given to every sample as its `source`.
@@ -89,6 +96,10 @@ def open_source(spec: SourceSpec, number: int = 0) -> RecordSource:
     # Where a fraction is taken, published files state the number before or after that.
     if spec.length is not None and len(source) not in (spec.length, int(spec.length * min(spec.repeat, 1))):
         said = f"{spec.name}.length is {spec.length}, but {spec.annotation} has {len(source)} samples to use"
+        logging.getLogger(__name__).warning(said)
+    elsewhere = is_remote(spec.root) or isinstance(source, ShardSource)  # shards have their images in them
+    if spec.root and not elsewhere and not os.path.isdir(spec.root):
+        said = f"{spec.name}.root is {spec.root!r}, which is no directory: its images and videos will not be found"
         logging.getLogger(__name__).warning(said)
     return source
 
@@ -107,17 +118,20 @@ def _opened(spec: SourceSpec, number: int) -> RecordSource:
         raise ValueError(f"{at}, of no known kind; valid: a .jsonl or .parquet file, or a directory of shards")
     if not file:
         return ShardSource(spec, number)
+    require_file(spec.annotation)
     return JsonlSource(spec, number) if suffix == ".jsonl" else ParquetSource(spec, number)
 
 
 def _spec(file: str, name: str, entry: Any) -> SourceSpec:
+    if not name.strip(".") or not name.isprintable():  # shards get a directory of that name
+        raise ValueError(f"{file}: {shown(name)} is no name for a source; it must be printable, and more than dots")
     if not isinstance(entry, dict):
-        raise ValueError(f"{file}: {name} is {entry!r:.80}; it must be an object with {', '.join(KEYS)}")
+        raise ValueError(f"{file}: {name} is {shown(entry)}; it must be an object with {', '.join(KEYS)}")
     for key, value in entry.items():
         if key not in KEYS and (near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)):
             raise ValueError(f"{file}: {name} has the key {key!r}; did you mean {near[0]}?")
         if key in KEYS and not KEYS[key][0](value):
-            raise ValueError(f"{file}: {name}.{key} is {value!r:.80}; it must be {KEYS[key][1]}")
+            raise ValueError(f"{file}: {name}.{key} is {shown(value)}; it must be {KEYS[key][1]}")
     if "annotation" not in entry:
         raise ValueError(f"{file}: {name} has no 'annotation'; it must name a .jsonl or .parquet file, or shards")
     annotation = _located(entry["annotation"], file)
@@ -137,11 +151,3 @@ def _located(path: str, file: str) -> str:
         return path
     beside = posixpath.join(posixpath.dirname(file), path)
     return beside if is_remote(file) or os.path.exists(beside) else path
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
-    return found

@@ -57,6 +57,8 @@ class Mixture:
                 raise ValueError(f"source {number} has {length} samples; at least one is needed")
             if not 0 < weight < math.inf:
                 raise ValueError(f"source {number} has the weight {weight}; it must be above 0 and finite")
+        if not math.isfinite(sum(self.weights)):
+            raise ValueError("the sum of the sources' weights is not finite; give smaller ones")
         if self.streams < 1:
             raise ValueError(f"there are {self.streams} streams; at least one is needed")
         if self.exhausted not in ("repeat", "drop"):

@@ -10,7 +10,11 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
+
+
+LOOKED_AT = 128  # items that are taken as they came, at most; the time of a row does not grow with what waits
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,20 @@ class Item(NamedTuple):
 class Packer:
     """Takes items, and gives rows of them.
 
-    A row always holds the item that has waited longest, so none waits for ever. The others are chosen by the budget
-    that is scarce among those waiting: if tiles, a set of items that fills the tiles exactly where there is one, then
-    text; if tokens, the largest that fits, again and again.
+    Items are chosen by the budget that is scarce among those waiting. If tokens: the item that has waited longest, then
+    the largest that fits, again and again. If tiles: one of those with the most, for which there is room least often;
+    then those that have waited longest until little room is left, so that what waits keeps its mixture; then a set of
+    items that fills the tiles exactly where there is one, then text. Every few rows begin with the item that has waited
+    longest whatever is scarce, so that none waits for ever.
     """
 
-    def __init__(self, budget: Budget, lookahead: float, waiting: Sequence[Item] = ()) -> None:
-        """`lookahead`: a row is made when this many rows could be filled. `waiting`: of an earlier packer, in order."""
-        self.budget, self.lookahead = budget, lookahead
+    def __init__(self, budget: Budget, lookahead: float, waiting: Sequence[Item] = (), rows: int = 0) -> None:
+        """`lookahead`: a row is made when this many rows could be filled.
+
+        `waiting`, `rows`: of an earlier packer, the items in order.
+        """
+        self.budget, self.lookahead, self.rows = budget, lookahead, rows
+        self._turn = max(8, round(2 * lookahead))  # rows from one that begins with the longest waiting to the next
         self._waiting: dict[int, Item] = {}
         self._order: deque[int] = deque()  # keys as they came; some may have been taken since
         # By tiles, then ascending (tokens, -key): of equal ones the last in the list has waited longest.
@@ -79,8 +89,14 @@ class Packer:
         while self._order[0] not in self._waiting:
             self._order.popleft()
         scarce_tiles = self._tiles * self.budget.tokens >= self._tokens * self.budget.tiles > 0
-        row = [self._take(self._waiting[self._order[0]])]
+        self.rows += 1
+        first = self._waiting[self._order[0]]
+        if scarce_tiles and self.rows % self._turn:
+            same = self._by_tiles[self._most_tiles()]
+            first = self._waiting[-same[len(same) // 2][1]]  # neither short nor long, so that both kinds stay
+        row = [self._take(first)]
         if scarce_tiles:
+            self._fill_in_order(row)
             self._fill_tiles(row)
             self._fill_tokens(row, 0)
         else:
@@ -106,6 +122,10 @@ class Packer:
         tokens, tiles, segments = (sum(sizes) for sizes in list(zip(*row, strict=True))[1:])
         return Budget(self.budget.tokens - tokens, self.budget.tiles - tiles, self.budget.segments - segments)
 
+    def _most_tiles(self) -> int:
+        """Of any waiting item, 0 if none waits."""
+        return next((tiles for tiles in range(self.budget.tiles, 0, -1) if self._by_tiles[tiles]), 0)
+
     def _largest(self, room: Budget, tiles: int) -> Item | None:
         """The largest waiting item of so many tiles that fits."""
         same = self._by_tiles[tiles]
@@ -128,6 +148,17 @@ class Packer:
             item = self._take(max(fitting, key=lambda item: (item.tokens, -item.key)))
             row.append(item)
             room = Budget(room.tokens - item.tokens, room.tiles - item.tiles, room.segments - item.segments)
+
+    def _fill_in_order(self, row: list[Item]) -> None:
+        """Adds items with tiles as they came, as long as any kind of them would still fit behind."""
+        room, most, chosen = self._room(row), self._most_tiles(), []
+        for item in islice(self._waiting.values(), LOOKED_AT if most < room.tiles else 0):
+            if not item.tiles or item.tiles > room.tiles - most:
+                continue
+            if item.tokens <= room.tokens and item.segments <= room.segments:
+                chosen.append(item)
+                room = Budget(room.tokens - item.tokens, room.tiles - item.tiles, room.segments - item.segments)
+        row += [self._take(item) for item in chosen]
 
     def _fill_tiles(self, row: list[Item]) -> None:
         """Adds items with tiles so that as many tiles as possible are filled."""

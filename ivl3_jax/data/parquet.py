@@ -4,7 +4,6 @@ A row has the columns of a record. "conversations" is a list of structs or JSON 
 file, a struct of `bytes` and `path` as Hugging Face writes it, or a list of any of these.
 """
 
-import json
 from collections import OrderedDict
 from threading import Lock
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ivl3_jax.data.faults import Fault
+from ivl3_jax.data.json_values import parse_json
 from ivl3_jax.data.records import Stored
 from ivl3_jax.data.sources import RecordSource, SourceSpec
 
@@ -60,8 +60,8 @@ class ParquetSource(RecordSource):
         turns, images = row.get("conversations"), row.get("image")
         if isinstance(turns, str):
             try:
-                row["conversations"] = json.loads(turns)
-            except (ValueError, RecursionError) as error:
+                row["conversations"] = parse_json(turns)
+            except ValueError as error:
                 raise Fault("line", f"{where}: 'conversations' is text that is not JSON ({error})") from error
         if images is not None:
             several = isinstance(images, list)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.images import cut, name_of, open_image, square
+from ivl3_jax.data.images import cut, most_pixels, name_of, open_image, square
 from ivl3_jax.data.records import ImageSource
 from ivl3_jax.data.units import Frame, Picture, Visual, tile_count
 from ivl3_jax.data.video import frames_at
@@ -54,9 +54,9 @@ def decode_visuals(visuals: Sequence[Visual], size: int, pad_to_square: bool, fi
 
 def check_square(image: ImageSource, size: tuple[int, int]) -> None:
     """Raises a `Fault` if an image of that size would become too large a square."""
-    most, pixels = 2 * (Image.MAX_IMAGE_PIXELS or float("inf")), max(size) ** 2
-    if pixels > most:
-        told = f"filled up to a square it would have {pixels} pixels; at most {most} are taken"
+    pixels = max(size) ** 2
+    if pixels > most_pixels():
+        told = f"filled up to a square it would have {pixels} pixels; at most {most_pixels()} are taken"
         raise Fault("bomb", f"{name_of(image)}: {told}")
 
 

@@ -24,6 +24,8 @@ from ivl3_jax.data.video import Choose, choose_frames, spread, video_tiles
 from ivl3_jax.data.visuals import open_visuals, spell_out
 from ivl3_jax.hf_config import read_config
 
+LONGEST = 1 << 20  # characters of a sample; tokenising takes up to 900 bytes of memory for each
+
 # These would make visual positions or forge turns; `<video>` has an id past the embedding in `-hf` tokenizers.
 RESERVED = (*REQUIRED, VIDEO_PLACEHOLDER)
 
@@ -106,6 +108,7 @@ class Processor:
             ValueError: the tokenizer does not fit the model.
         """
         try:
+            self._check_length(sample)
             share = max(1, (self.max_tiles if max_tiles is None else max_tiles) // max(1, len(sample.images)))
             self._check_texts(sample.messages)
             messages, visuals = open_visuals(
@@ -252,6 +255,13 @@ class Processor:
                 f"an image was given as an array {tiles.dtype} {list(tiles.shape)}; tiles must be uint8 [tiles, "
                 f"{self.tile_size}, {self.tile_size}, 3], and anything else a path or a PIL image",
             )
+
+    @staticmethod
+    def _check_length(sample: Sample | Pair) -> None:
+        answers = (sample.chosen, sample.rejected) if isinstance(sample, Pair) else ()
+        characters = sum(map(len, (*(message.text for message in sample.messages), *answers)))
+        if characters > LONGEST:
+            raise Fault("tokens", f"has {characters} characters of text; at most {LONGEST} are tokenised at a time")
 
     def _check_texts(self, messages: Sequence[Message]) -> None:
         for message in messages:

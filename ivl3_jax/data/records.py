@@ -1,6 +1,5 @@
 """What a conversation is before anything is tokenised: messages, and the images and videos they speak of."""
 
-import math
 import numbers
 import os
 from dataclasses import dataclass, field
@@ -37,6 +36,9 @@ CHAT_LABEL = "Frame{}: "
 TRAINING_LABEL = "Frame-{}: "
 """What the original code trains with, and VLMEvalKit asks with."""
 
+SECONDS = 1e9
+"""No clip ends later; so its frames can be counted, whatever the rate."""
+
 
 @dataclass(frozen=True)
 class Video:
@@ -60,9 +62,13 @@ class Video:
     def __post_init__(self):
         if not isinstance(self.frames, numbers.Integral) or isinstance(self.frames, bool) or self.frames < 1:
             raise Fault("line", f"the number of frames is {self.frames!r}; it must be a whole number of at least 1")
-        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < math.inf:
+        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < SECONDS:
             start, end = self.clip
-            raise Fault("line", f"the clip is {start:g} to {end:g} s; it must begin at 0 or later and before its end")
+            raise Fault(
+                "line",
+                f"the clip is {start:g} to {end:g} s; it must begin at 0 or later and before its end, which is "
+                f"below {SECONDS:g} s",
+            )
 
 
 VideoSource = str | os.PathLike | Video

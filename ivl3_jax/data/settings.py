@@ -8,6 +8,7 @@ from typing import Literal
 from ivl3_jax.data.encoding import Encoder
 from ivl3_jax.data.faults import Fault, FaultPolicy
 from ivl3_jax.data.frames import TrainingFrames
+from ivl3_jax.data.images import LARGEST_GRID
 from ivl3_jax.data.jpeg import Jpeg
 from ivl3_jax.data.meta import open_source, read_meta
 from ivl3_jax.data.mixture import Exhausted, Mixture, weights_by
@@ -78,6 +79,8 @@ class DataRecipe:
                 f"DataRecipe.min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}; "
                 "valid: min_tiles <= max_tiles"
             )
+        if self.max_tiles is not None and self.max_tiles > LARGEST_GRID:
+            raise ValueError(f"DataRecipe.max_tiles is {self.max_tiles}; it must be at most {LARGEST_GRID}")
         if not self.lookahead > 0:
             raise ValueError(f"DataRecipe.lookahead is {self.lookahead}; it must be above 0")
         if bool(self.meta) == (self.annotation is not None):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ivl3_jax.data.conversations import to_sample
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.files import is_remote, read_bytes
+from ivl3_jax.data.files import is_remote, read_bytes, require_file
 from ivl3_jax.data.images import open_image
 from ivl3_jax.data.meta import open_source
 from ivl3_jax.data.records import ImageSource, Stored, Video
@@ -140,7 +140,7 @@ def _entry(source: RecordSource, index: int) -> bytes | Fault:
         sample = to_sample(record, source.spec.root, source.number, where)
         for video in sample.videos:
             assert isinstance(video, Video)  # so to_sample makes them
-            if not os.path.exists(video.path):
+            if not (os.path.isfile(video.path) or os.path.isdir(video.path)):
                 raise Fault("video", f"{where}: {video.path}: no such video file or directory of frames")
         images = [_image(image, where) for image in sample.images]
         return pack(record, where, images)
@@ -153,6 +153,8 @@ def _image(image: ImageSource, where: str) -> bytes:
     try:
         if not isinstance(image, Stored):
             assert isinstance(image, str)  # so to_sample makes them
+            if not is_remote(image):
+                require_file(image)
             image = Stored(image, read_bytes(image))
         open_image(image)
     except FileNotFoundError as error:

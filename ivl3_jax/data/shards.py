@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 from ivl3_jax.data.conversations import as_list, parse_line
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.files import is_remote, read_bytes, replacing
+from ivl3_jax.data.json_values import parse_json, shown
 from ivl3_jax.data.records import Stored
 from ivl3_jax.data.sources import RecordSource, SourceSpec
 
@@ -48,6 +49,15 @@ class Shard:
     skipped: dict[str, int]
     told: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.file, str) or not self.file.strip(".") or posixpath.basename(self.file) != self.file:
+            raise ValueError(f"a shard is {shown(self.file)}; it must be the name of a file in the same directory")
+        for name in ("samples", "bytes", "end", "told"):
+            if type(number := getattr(self, name)) is not int or number < 0:
+                raise ValueError(f"{name} of {self.file} is {shown(number)}; it must be a whole number")
+        if not isinstance(self.skipped, dict):
+            raise ValueError(f"skipped of {self.file} is {shown(self.skipped)}; it must be an object")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -64,6 +74,12 @@ class Manifest:
     skipped: dict[str, int] | None = None
     complete: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, dict):
+            raise ValueError(f"source is {shown(self.source)}; it must be an object")
+        if type(self.complete) is not bool:
+            raise ValueError(f"complete is {shown(self.complete)}; it must be true or false")
+
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
@@ -77,13 +93,14 @@ class Manifest:
         """
         file = posixpath.join(directory, FILE)
         try:
-            found = json.loads(read_bytes(file))
-            if found["format"] != FORMAT:
-                raise ValueError(f"{file}: format is {found['format']!r}; valid: {FORMAT!r}")
-            shards = tuple(Shard(**shard) for shard in found["shards"])
-            return cls(found["source"], shards, found["skipped"], found["complete"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            found = parse_json(read_bytes(file))
+            version = found["format"]
+            if version == FORMAT:
+                shards = tuple(Shard(**shard) for shard in found["shards"])
+                return cls(found["source"], shards, found["skipped"], found["complete"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: is damaged ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{file}: format is {shown(version)}; valid: {FORMAT!r}")
 
     def write(self, directory: Path) -> None:
         """Writes it, so that it is there completely or as it was."""

@@ -16,7 +16,7 @@ from ivl3_jax.data.permutation import generator
 from ivl3_jax.data.sources import Source
 
 MEASURE, DECODE = 3, 4  # what a key is for, beside those of the mixture
-PIECES = 1 << 12  # units that one sample may be split into
+PIECES = 1 << 12  # units that one sample may be split into, by which its key is told from the next one's
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ class StreamState:
     Attributes:
         next: number of the next draw. ended: whether all that waited has been given out, too.
         waiting: sizes of the units that no row has yet; their content is measured again when it is needed.
-        drawn: samples so far. skipped: those left out, by reason.
+        drawn: samples so far, each piece of one that was split counted. skipped: those left out, by reason.
     """
 
     next: int = 0
     ended: bool = False
     waiting: list[Item] = field(default_factory=list)
+    rows: int = 0
     drawn: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -75,6 +76,7 @@ class StreamState:
             "next": self.next,
             "ended": self.ended,
             "waiting": [list(item) for item in self.waiting],
+            "rows": self.rows,
             "drawn": self.drawn,
             "skipped": dict(self.skipped),
         }
@@ -82,7 +84,8 @@ class StreamState:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "StreamState":
         waiting = [Item(*item) for item in fields["waiting"]]
-        return StreamState(fields["next"], fields["ended"], waiting, fields["drawn"], Counter(fields["skipped"]))
+        numbers = fields["rows"], fields["drawn"]
+        return StreamState(fields["next"], fields["ended"], waiting, *numbers, Counter(fields["skipped"]))
 
 
 class Stream:
@@ -94,13 +97,14 @@ class Stream:
         state = state or StreamState()
         self._next, self._ended, self._drawn = state.next, state.ended, state.drawn
         self._skipped = Counter(state.skipped)
-        self._packer = Packer(feed.budget, feed.lookahead, state.waiting)
+        self._packer = Packer(feed.budget, feed.lookahead, state.waiting, state.rows)
         self._units: dict[int, Unit] = {}
         self._skips: list[Skip] = []
 
     @property
     def state(self) -> StreamState:
-        return StreamState(self._next, self._ended, self._packer.waiting, self._drawn, Counter(self._skipped))
+        waiting, rows = self._packer.waiting, self._packer.rows
+        return StreamState(self._next, self._ended, waiting, rows, self._drawn, Counter(self._skipped))
 
     def take_skips(self) -> list[Skip]:
         """The samples skipped since the last call."""
@@ -134,11 +138,13 @@ class Stream:
         number, self._next = self._next, self._next + 1
         try:
             units = self._measure(number)
+            if len(units) > PIECES:
+                raise Fault("tokens", f"{units[0].where}: makes {len(units)} pieces; a sample may make {PIECES}")
         except Fault as fault:
             self._drawn += 1
             self._skip(fault)
             return
-        self._drawn += bool(units)
+        self._drawn += len(units)
         for piece, unit in enumerate(units):
             key = number * PIECES + piece
             self._units[key] = unit

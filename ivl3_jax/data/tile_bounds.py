@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD
+from ivl3_jax.data.images import LARGEST_GRID
 from ivl3_jax.data.tokenizer_files import read_json
 from ivl3_jax.original_config import MODEL_TYPE
 
@@ -56,9 +57,9 @@ def _original(fields: dict[str, Any], file: Path) -> tuple[int, int]:
 
 
 def _bounds(file: Path, names: tuple[str, str], bounds: tuple[Any, Any]) -> tuple[int, int]:
-    if not all(type(bound) is int for bound in bounds) or not 1 <= bounds[0] <= bounds[1]:
+    if not all(type(bound) is int for bound in bounds) or not 1 <= bounds[0] <= bounds[1] <= LARGEST_GRID:
         raise ValueError(
             f"{file}: {names[0]} is {bounds[0]!r} and {names[1]} {bounds[1]!r}; they must be integers with "
-            f"1 <= {names[0]} <= {names[1]}"
+            f"1 <= {names[0]} <= {names[1]} <= {LARGEST_GRID}"
         )
     return bounds

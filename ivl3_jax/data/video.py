@@ -155,6 +155,8 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
 
 def _existing(path: str | os.PathLike) -> str | os.PathLike:
     if not os.path.isfile(path):
+        if os.path.exists(path):
+            raise ValueError("is a pipe or a device, not a video file or a directory of frames")
         raise ValueError("no such video file or directory of frames")
     return path
 

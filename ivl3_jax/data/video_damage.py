@@ -52,7 +52,8 @@ def lost_frames(container: Any, stream: Any, packets: Sequence[Packet]) -> int:
         return 0
     following = np.append(seconds[1:], _end(container, stream, seconds[0]))
     pauses = following - seconds - np.maximum(step, lasts)
-    if container.format.name in COUNTED or np.mean(np.abs(gaps - step) <= 1.01 * tick) < REGULAR:
+    irregular = len(gaps) and np.mean(np.abs(gaps - step) <= 1.01 * tick) < REGULAR
+    if container.format.name in COUNTED or irregular:
         pauses = pauses[-1:]
     return sum(round(pause / step) for pause in pauses if pause > PAUSE)
 

@@ -15,9 +15,12 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
+from ivl3_jax.data.images import most_pixels
 from ivl3_jax.data.video_damage import Packet, describe, lost_at_the_end, lost_frames
 
 T = TypeVar("T")
+
+PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sap", "sdp"}
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,14 @@ def look(path: str | os.PathLike) -> Contents:
         ValueError: it is no video, or has no frames.
         ModuleNotFoundError: PyAV is not installed.
     """
-    import av  # late: most uses have no video, and it is an extra
-
-    with _reading(), av.open(os.fspath(path)) as container:
+    with _reading(), _open(path) as container:
         if not container.streams.video:
             raise ValueError("has no video in it")
         stream = container.streams.video[0]
         if container.format.name == "image2" or container.format.name.endswith("_pipe"):
             raise ValueError("a still picture, not a video; give it as an image")
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        fps = rate if rate > 0 else None
         packets = [
             Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)
             for packet in container.demux(stream)
@@ -134,6 +136,25 @@ def _reading() -> Iterator[None]:
         raise ValueError(f"cannot be read as a video ({type(error).__name__}: {error.strerror})") from error
 
 
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Any]:
+    """The open file, which is no playlist (FFmpeg would read what that names) and has no frames that are too large."""
+    import av
+
+    try:
+        opened = av.open(os.fspath(path), options={"format_whitelist": ",".join(av.formats_available - PLAYLISTS)})
+    except av.ArgumentError as error:
+        raise ValueError("cannot be read as a video; a playlist, which names other files, is none") from error
+    with opened as container:
+        for stream in container.streams.video[:1]:  # which is the one that is looked at
+            if stream.codec_context is None:
+                raise ValueError("it is of a codec that FFmpeg does not know")
+            pixels = stream.width * stream.height
+            if pixels > most_pixels():
+                raise ValueError(f"its frames have {pixels} pixels; at most {most_pixels()} are decoded")
+        yield container
+
+
 def _by_seeking(
     path: str | os.PathLike, wanted: Sequence[int], contents: Contents, kept: Callable[[Any], T]
 ) -> dict[int, T] | None:
@@ -142,7 +163,7 @@ def _by_seeking(
 
     index_of = {time: index for index, time in enumerate(contents.times)}
     found: dict[int, T] = {}
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         frames, reached = container.decode(stream), -1
@@ -179,7 +200,7 @@ def _from_the_beginning(
 def _frames(path: str | os.PathLike) -> Iterator[Any]:
     import av
 
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         try:
             yield from container.decode(video=0)

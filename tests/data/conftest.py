@@ -10,15 +10,9 @@ from ivl3_jax.data import Processor, Tokenizer
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
 from ivl3_jax.hf_config import to_hf
 from tests.data.buckets import bucket
+from tests.data.corpus import CORPUS
 
 __all__ = ["bucket"]
-
-CORPUS = [
-    "What number is written in the picture? The number is 1234.",
-    "How many digits are there?\n\nThere are three digits; it's what you'd see, we'll count.",
-    "你是书生·万象，英文名是InternVL。图中写着什么数字？",
-    "user\nassistant\nsystem\nImage-1: Image-2: Add the digits of both images.\n",
-] * 4
 
 
 @pytest.fixture(scope="session")

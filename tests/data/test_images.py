@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -242,5 +244,18 @@ def test_missing_file_and_wrong_type(tmp_path):
             open_image(source)
     with pytest.raises(ValueError, match="0 x 4"):
         tile_image(Image.new("RGB", (0, 4)), 28, 1, 6, True)
-    with pytest.raises(ValueError, match="min_tiles is 3 and max_tiles 2"):
-        choose_grid(10, 10, 3, 2, 28)
+    for bounds in ((3, 2), (1, 257), (1, 10**9)):
+        with pytest.raises(ValueError, match=f"min_tiles is {bounds[0]} and max_tiles {bounds[1]}; .* <= 256"):
+            choose_grid(10, 10, *bounds, 28)
+    assert choose_grid(10, 2560, 1, 256, 28) == (1, 256)
+
+
+def test_warnings_that_name_no_file_are_not_shown(tmp_path):
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(200))
+    noise("RGB", 40, 30).save(tmp_path / "a.jpg", exif=exif)
+    code = "import sys; from ivl3_jax.data import open_image; open_image(sys.argv[1])"
+    for options, shown in ([], False), (["-W", "always"], True):
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code, tmp_path / "a.jpg"], capture_output=True, text=True
+        )
+        assert (done.returncode, "Corrupt EXIF" in done.stderr) == (0, shown), done.stderr

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from ivl3_jax.batch import IGNORE, Batch
+from ivl3_jax.data import Encoder, Message, Sample
 from ivl3_jax.data.faults import Fault, FaultPolicy
 from ivl3_jax.data.loader import Loader, share
 from ivl3_jax.data.prefetch import prefetch
-from tests.data.toys import Toys, feed
+from tests.data.pictures import picture
+from tests.data.toys import Listed, Toys, feed
 
 SOURCES = Toys("a", 60), Toys("b", 25, pictures=2, pairs=4, number=1)
 ROWS = 12
@@ -130,6 +132,14 @@ def test_a_pass_has_every_sample_once(processor, workers):
     assert sorted(found) == [(0, i) for i in range(40)] + [(1, i) for i in range(17)]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_closed_loader_has_no_more_batches(processor, workers):
+    loader = Loader(feed(processor, *SOURCES), workers=workers)
+    next(loader)
+    loader.close()
+    assert list(loader) == []
+
+
 def test_budgets_hold_and_rows_are_full(processor):
     batches = take(Loader(feed(processor, *SOURCES, streams=2)), 20)
     assert all(batch.tokens.shape == (2, 200) and batch.tiles.shape == (2, 8, 56, 56, 3) for batch in batches)
@@ -181,6 +191,32 @@ def test_too_many_bad_samples_end_the_run(processor):
         FaultPolicy("ignore")
     with pytest.raises(ValueError, match=r"is 2; it must lie in 0..1"):
         FaultPolicy("skip", most=2)
+
+
+def test_pieces_count_for_themselves(processor, tmp_path):
+    """Of a sample in pieces some may be good, and each of the others is told."""
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    picture(40, 40).save(whole)
+    cut.write_bytes(whole.read_bytes()[:-300])
+    turns = (Message("user", f"<image>{'x' * 50}" * 3), Message("assistant", "7"))
+    sample = Sample(turns, tuple(map(str, (whole, cut, cut))), where="a:1")
+    encoder = Encoder(processor, 40, 8, too_long="split")
+    units = encoder.measure(sample, np.random.default_rng(0))
+    assert sum(any(visual.source == str(cut) for visual in unit.visuals) for unit in units) == 2
+    settings = {"encoder": encoder, "budget": (40, 8, 8), "faults": FaultPolicy("skip", most=1), "exhausted": "drop"}
+    loader = Loader(feed(processor, Listed((sample,)), streams=1, **settings))
+    given = sum(int(batch.segment_ids.max()) for batch in loader)
+    assert (given, loader.skipped) == (len(units) - 2, {"image": 2})
+    assert loader.state["streams"]["0"]["drawn"] == len(units)
+
+
+def test_too_many_pieces_are_a_fault(processor):
+    turns = (Message("user", "x" * 600_000), Message("assistant", "7"))
+    encoder = Encoder(processor, 100, 8, too_long="split")
+    source = Listed((Sample(turns, where="a:1"),))
+    with pytest.raises(Fault, match=r"^a:1: makes \d+ pieces; a sample may make 4096") as raised:
+        next(Loader(feed(processor, source, streams=1, encoder=encoder, budget=(100, 8, 8))))
+    assert raised.value.reason == "tokens"
 
 
 def test_a_sample_that_changed_is_told(processor):

@@ -80,7 +80,7 @@ def test_in_a_bucket_paths_start_beside_it(bucket):
         ({"x": {"annotation": "a", "length": -1}}, "x.length is -1; it must be a whole number"),
         (
             {"x": {"annotation": "a", "max_dynamic_patch": 0}},
-            "x.max_dynamic_patch is 0; it must be a whole number above",
+            "x.max_dynamic_patch is 0; it must be a whole number from 1 to 256",
         ),
     ],
 )
@@ -117,3 +117,13 @@ def test_a_wrong_length_is_told(tmp_path, caplog, length, repeat, told):
     assert (source.name, source[0].source) == ("x", 3)
     expected = f"x.length is {length}, but {file} has {len(source)} samples to use"
     assert caplog.messages == ([expected] if told else [])
+
+
+def test_a_root_that_is_not_there_is_told(tmp_path, caplog):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(LINE)
+    for root in ("", str(tmp_path), "gs://b/x"):
+        open_source(SourceSpec("x", root, str(file)))
+    assert not caplog.messages
+    open_source(SourceSpec("x", "gone", str(file)))
+    assert caplog.messages == ["x.root is 'gone', which is no directory: its images and videos will not be found"]

@@ -63,7 +63,7 @@ def test_going_on_from_what_waits_gives_the_same_rows(sizes, cut):
     packer, other, after = Packer(budget, 2.0), None, []
     for key, size in enumerate(sizes):
         if key == cut:
-            other = Packer(budget, 2.0, packer.waiting)
+            other = Packer(budget, 2.0, packer.waiting, packer.rows)
         packer.add(Item(key, *size))
         if other is not None:
             other.add(Item(key, *size))
@@ -79,13 +79,15 @@ def test_going_on_from_what_waits_gives_the_same_rows(sizes, cut):
 
 @given(st.lists(SIZES, min_size=30, max_size=200))
 @settings(max_examples=100, deadline=None)
-def test_the_oldest_is_in_the_next_row(sizes):
-    packer = Packer(Budget(tokens=100, tiles=8, segments=100), 3.0)
+def test_none_waits_for_ever(sizes):
+    """What has waited longest is in one of the next eight rows."""
+    packer, oldest, rows = Packer(Budget(tokens=100, tiles=8, segments=100), 3.0), None, 0
     for key, size in enumerate(sizes):
         packer.add(Item(key, *size))
         if packer.ready:
-            oldest = packer.waiting[0]
-            assert oldest in packer.row()
+            oldest, rows = (oldest, rows + 1) if oldest == packer.waiting[0] else (packer.waiting[0], 1)
+            assert rows <= 8
+            packer.row()
 
 
 def text(rng, count):

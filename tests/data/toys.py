@@ -42,6 +42,20 @@ class Toys:
         )
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Given samples."""
+
+    samples: tuple[Sample, ...]
+    name: str = "listed"
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
 def feed(processor, *sources, streams=4, seed=0, budget=(200, 8, 8), exhausted="repeat", **settings):
     """A feed of sources drawn by their lengths."""
     room = Budget(*budget)
