@@ -1,7 +1,8 @@
-"""adapter_config.json of peft: by what factor an adapter is added to the weight it adapts."""
+"""adapter_config.json of peft: by what factor an adapter is added to the weight it adapts; read and written."""
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,3 +109,38 @@ def _patterns(fields: Fields, name: str) -> Fields:
 def _by_pattern(values: Mapping[str, Any], module: str, other: float) -> Any:
     """The value of the first pattern that is the module's name or the end of it, as peft looks it up."""
     return next((value for pattern, value in values.items() if re.match(rf"(.*\.)?({pattern})$", module)), other)
+
+
+def adapter_fields(modules: Mapping[str, tuple[int, float]], base: Path | None) -> dict[str, Any]:
+    """The fields of an adapter_config.json.
+
+    Args:
+        modules: the adapted ones, by regular expressions of their whole names: the rank of each, and alpha / rank.
+        base: the directory of the model that is adapted, if it has one.
+    """
+    alphas = {pattern: _alpha(*of) for pattern, of in modules.items()}
+    (rank, _), *_ = Counter(rank for rank, _ in modules.values()).most_common()
+    (alpha, _), *_ = Counter(alphas.values()).most_common()
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None if base is None else str(base),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": "|".join(modules),
+        "rank_pattern": {pattern: of for pattern, (of, _) in modules.items() if of != rank},
+        "alpha_pattern": {pattern: of for pattern, of in alphas.items() if of != alpha},
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+
+
+def _alpha(rank: int, scale: float) -> float:
+    """The alpha that divided by the rank is the scale, a whole number if one is."""
+    alpha = scale * rank
+    return round(alpha) if round(alpha) / rank == scale else alpha

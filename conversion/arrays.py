@@ -1,6 +1,6 @@
 """The layers of parameters in memory, on the devices of one process or of several, for a checkpoint to be written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 
 from ivl3_jax.conversion.names import Parameter
 from ivl3_jax.conversion.shards import Chunks, Tensor, assemble
+from ivl3_jax.layers.lora import merge
+from ivl3_jax.models.adapters import LEAVES
 
 
 def is_writer() -> bool:
@@ -26,6 +28,22 @@ def leading() -> Iterator[None]:
         _agree(False)
         raise
     _agree(True)
+
+
+def together(layers: "ArrayLayers", tensors: Sequence[Tensor], write: Callable[[], None]) -> None:
+    """The first process runs `write`, which takes the values of each tensor once and in order; the others give theirs.
+
+    Raises:
+        RuntimeError: in the others, if the first failed.
+    """
+    if is_writer():
+        with leading():
+            write()
+    else:
+        for tensor in tensors:
+            for _ in layers.chunks(tensor):
+                pass
+        follow()
 
 
 def follow() -> None:
@@ -50,30 +68,39 @@ class ArrayLayers:
 
     origin = "a model in memory"
 
-    def __init__(self, leaves: Mapping[str, Any]) -> None:
-        self._leaves = leaves
+    def __init__(self, leaves: Mapping[str, Any], scales: Mapping[str, float] | None = None) -> None:
+        """`scales`: the linear layers, by their paths, whose adapters are merged, and by what A B is multiplied."""
+        self._leaves, self._scales = leaves, scales or {}
 
     def dtype(self, parameter: Parameter, layer: int) -> np.dtype:
         return np.dtype(self._leaves[parameter.path].dtype)
 
     def chunks(self, tensor: Tensor) -> Chunks:
         follow()
-        return assemble(tensor, lambda parameter, layer: _to_host(self._leaves[parameter.path], parameter, layer))
+        return assemble(tensor, self._read)
 
+    def _read(self, parameter: Parameter, layer: int) -> np.ndarray:
+        """A layer of a parameter without padding; merged, it is in at least float32, for the caller to round once."""
+        values = self.on_host(parameter.path, parameter.stacked, layer)
+        ours, path = parameter.layout.our_shape, parameter.path.removesuffix("/kernel")
+        if values.ndim != len(ours) or any(have < want for have, want in zip(values.shape, ours, strict=True)):
+            shape = self._leaves[parameter.path].shape
+            raise ValueError(f"{parameter.path} has shape {shape}, but the config makes it {parameter.shape}")
+        if path in self._scales:
+            a, b = (self.on_host(f"{path}/{name}", parameter.stacked, layer) for name in LEAVES)
+            left, right = a.reshape(-1, a.shape[-1]), b.reshape(len(b), -1)
+            matrix = values.reshape(len(left), -1)
+            values = merge(matrix, left, right, self._scales[path]).reshape(values.shape)
+        return values[tuple(slice(size) for size in ours)]
 
-def _to_host(array: jax.Array | np.ndarray, parameter: Parameter, number: int) -> np.ndarray:
-    """Layer `number` of a parameter, without padding; from every device only the slices of that layer."""
-    ours, path = parameter.layout.our_shape, parameter.path
-    shape = array.shape[1:] if parameter.stacked else array.shape
-    if len(shape) != len(ours) or any(have < want for have, want in zip(shape, ours, strict=True)):
-        raise ValueError(f"{path} has shape {array.shape}, but the config makes it {parameter.shape}")
-    if isinstance(array, np.ndarray):
-        layer = array[number] if parameter.stacked else array
-    elif array.is_fully_addressable:
-        layer = _assemble(array, parameter.stacked, number)
-    else:
-        layer = _gather(array, parameter.stacked, number)
-    return layer[tuple(slice(size) for size in ours)]
+    def on_host(self, path: str, stacked: bool, number: int) -> np.ndarray:
+        """Layer `number` of an array, or the whole of one that is not stacked, as it is stored."""
+        array = self._leaves[path]
+        if isinstance(array, np.ndarray):
+            return array[number] if stacked else array
+        if array.is_fully_addressable:
+            return _assemble(array, stacked, number)
+        return _gather(array, stacked, number)
 
 
 def _assemble(array: jax.Array, stacked: bool, number: int) -> np.ndarray:

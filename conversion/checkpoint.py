@@ -8,6 +8,7 @@ from ivl3_jax.conversion.names import LAYOUTS
 from ivl3_jax.conversion.reader import read_params, resolve_tying
 from ivl3_jax.conversion.writer import write_params
 from ivl3_jax.hf_config import read_config
+from ivl3_jax.models.adapters import scales
 from ivl3_jax.models.model import Model, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
 
@@ -50,6 +51,8 @@ def load(
 def save(model: Model, directory: str | Path, *, layout: str = "hf", dtype: str | None = None) -> None:
     """Writes a model as a checkpoint directory, with the tokenizer and processor files of its source.
 
+    Adapters are merged while they are written, in at least float32 and rounded once; `adapter_writer` has other ways.
+
     Args:
         layout: `hf`, which transformers opens as it is, or `original`, for the authors' remote code.
         dtype: of the file, by default that of the parameters.
@@ -57,10 +60,25 @@ def save(model: Model, directory: str | Path, *, layout: str = "hf", dtype: str 
     Raises:
         FileExistsError: `directory` exists and is not empty. ValueError: an unknown layout or dtype.
     """
+    check_options(layout, dtype)
+    write_params(
+        model.params,
+        model.config,
+        Path(directory).absolute(),
+        layout=layout,
+        scales=scales(model.graphdef, model.params),
+        copy_from=model.source,
+        dtype=dtype,
+    )
+
+
+def check_options(layout: str, dtype: str | None = None) -> None:
+    """Refuses what a checkpoint cannot be written in.
+
+    Raises:
+        ValueError: an unknown layout or dtype.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    write_params(
-        model.params, model.config, Path(directory).absolute(), layout=layout, copy_from=model.source, dtype=dtype
-    )

@@ -28,6 +28,7 @@ class Layout:
     """One pattern with the sizes of its axes.
 
     Attributes:
+        pattern, sizes: as given.
         their_shape: shape of the checkpoint's tensor.
         our_shape: shape of our array, of a single layer where layers are stacked.
         width: columns of their tensor seen as a matrix, whose rows are the first dimension not written `1`.
@@ -36,6 +37,7 @@ class Layout:
 
     def __init__(self, pattern: str, sizes: Mapping[str, int]) -> None:
         """`sizes` gives at least the size of each axis that `pattern` names, and of what windows name."""
+        self.pattern, self.sizes = pattern, sizes
         left, right = pattern.split("->")
         windows = {axis: (start, total) for axis, start, total in re.findall(r"(\w+):(\w+):(\w+)", left)}
         left = re.sub(r":\w+", "", left)

@@ -8,13 +8,13 @@ adapter_config.json; InternVL's fine-tuning, which writes no such file, has alph
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
 from ivl3_jax.conversion.adapter_config import AdapterConfig, read_adapter_config
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory, TensorInfo
+from ivl3_jax.layers.lora import merge
 
 INTERNVL_SCALE = 2.0  # alpha / r
 ADAPTER = re.compile(r"^(.*)\.lora_([AB])(?:\.([^.]+))?\.weight$")
@@ -97,8 +97,7 @@ class LoraDirectory(SafetensorsDirectory):
             return block
         rank = range(self._file.tensors[adapter.a].shape[0])
         down, up = self._file.read(adapter.a, width, rank, columns), self._file.read(adapter.b, len(rank), rows, rank)
-        wide = reduce(np.promote_types, (part.dtype for part in (block, down, up)), np.dtype(np.float32))
-        return block.astype(wide) + wide.type(adapter.scale) * (up.astype(wide) @ down.astype(wide))
+        return merge(block, up, down, adapter.scale)
 
 
 def _merged_name(name: str) -> str:

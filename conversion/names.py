@@ -67,14 +67,15 @@ def _linear(path: str, *names: str, patterns: str | Sequence[str], bias: Conditi
     rows = [_row(f"{path}/kernel", [f"{name}.weight" for name in names], patterns)]
     if bias is None:
         return rows
-    patterns = [_bias_pattern(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+    patterns = [bias_pattern(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
     return [
         *rows,
         _row(f"{path}/bias", [f"{name}.bias" for name in names], patterns * (len(names) // len(patterns)), bias),
     ]
 
 
-def _bias_pattern(kernel: str) -> str:
+def bias_pattern(kernel: str) -> str:
+    """The pattern of a linear layer's bias, from that of its kernel."""
     theirs, ours = (re.findall(r"\([^)]*\)|\w+", side) for side in kernel.split("->"))
     axes = re.sub(r":\w+|[()]", "", theirs[0]).split()
     return f"{theirs[0]} -> {' '.join(part for part in ours if part.strip('()').split()[0] in axes)}"

@@ -53,17 +53,19 @@ class SafetensorsDirectory:
         tensors: every tensor by its name in the files.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        """Reads and checks the headers of all files.
+    def __init__(self, directory: str | Path, name: str | None = None) -> None:
+        """Reads and checks the headers of all files; with `name` those of the one file of that name in the directory.
 
         Raises:
-            FileNotFoundError: no safetensors weights, or a shard is missing.
+            FileNotFoundError: no safetensors weights, or a shard or that one file is missing.
             ValueError: a file is truncated or corrupt, or index and shards disagree.
         """
         self.directory = Path(directory)
         self._open: dict[Path, int] = {}
         self._opening = Lock()
-        self.tensors: Mapping[str, TensorInfo] = _tensors(self.directory)
+        self.tensors: Mapping[str, TensorInfo] = (
+            dict(_header(self.directory / name)) if name else _tensors(self.directory)
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ivl3_jax.config import InternVLConfig
-from ivl3_jax.conversion.arrays import ArrayLayers, follow, is_writer, leading
+from ivl3_jax.conversion.arrays import ArrayLayers, together
 from ivl3_jax.conversion.card import write_card
 from ivl3_jax.conversion.checksums import write_checksums
 from ivl3_jax.conversion.companions import write_companions, write_json
@@ -20,6 +20,7 @@ from ivl3_jax.conversion.safetensors_file import DTYPES, INDEX_FILE
 from ivl3_jax.conversion.shards import Chunks, Tensor, split, write_shard
 from ivl3_jax.conversion.unfinished import unfinished
 from ivl3_jax.hf_config import to_hf
+from ivl3_jax.models.adapters import LEAVES
 from ivl3_jax.original_config import to_original
 from ivl3_jax.written_fields import with_dtype
 
@@ -43,7 +44,13 @@ class Layers(Protocol):
 
 
 def write_params(
-    params: Mapping[str, Any], config: InternVLConfig, directory: str | Path, *, layout: str = "hf", **options: Any
+    params: Mapping[str, Any],
+    config: InternVLConfig,
+    directory: str | Path,
+    *,
+    layout: str = "hf",
+    scales: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> None:
     """Writes parameters as a checkpoint directory; see `write_layers`.
 
@@ -51,23 +58,19 @@ def write_params(
 
     Args:
         params: nested dictionary of arrays; padding of the vocabulary is dropped.
+        scales: of the adapters among them, see `models.adapters.scales`; they are merged while they are written.
 
     Raises:
         ValueError: parameters and config do not fit.
     """
     leaves = flatten_dict(dict(params), sep="/")
     paths = {parameter.path for parameter in parameters(config, layout)}
+    paths |= {f"{path}/{name}" for path in scales or {} for name in LEAVES}
     if leaves.keys() != paths:
         raise ValueError(f"the parameters do not fit the config: {sorted(leaves.keys() ^ paths)}")
-    layers = ArrayLayers(leaves)
-    if is_writer():
-        with leading():
-            write_layers(layers, config, directory, layout=layout, **options)
-    else:
-        for tensor in plan(layers, config, layout, options.get("dtype")):
-            for _ in layers.chunks(tensor):
-                pass
-        follow()
+    layers = ArrayLayers(leaves, scales)
+    tensors = plan(layers, config, layout, options.get("dtype"))
+    together(layers, tensors, lambda: write_layers(layers, config, directory, layout=layout, **options))
 
 
 def write_layers(
@@ -82,6 +85,8 @@ def write_layers(
     identity: Mapping[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
     report: Report = lambda phase, done, total: None,
+    tensors: Sequence[Tensor] | None = None,
+    stated: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json, safetensors (with an index if there are several), the files of `companions`, a model card.
 
@@ -99,6 +104,8 @@ def write_layers(
         identity: of what is written, in JSON's types. An interrupted attempt with an equal one is resumed.
         check: called before the first weight is written, and may refuse by raising.
         report: takes what is being done ("checking", "writing"), the bytes done so far, and those of all.
+        tensors: what the files hold, in order; by default those of `plan`.
+        stated: fields of config.json beside those of `config`.
 
     Raises:
         FileExistsError: `directory` holds something, or another process is writing it.
@@ -107,8 +114,8 @@ def write_layers(
             range of `dtype`.
     """
     directory = Path(directory)
-    tensors = plan(layers, config, layout, dtype)
-    fields = to_hf(config, copy_from) if layout == "hf" else to_original(config, copy_from)
+    tensors = plan(layers, config, layout, dtype) if tensors is None else tensors
+    fields = (to_hf if layout == "hf" else to_original)(config, copy_from) | dict(stated or {})
     total, shards = sum(tensor.nbytes for tensor in tensors), split(tensors, max_shard_bytes)
     with unfinished(directory, identity, shards, partial(report, "checking")) as filling:
         table = next(t for t in tensors if any(p.path == "decoder/embed/table" for p in t.parameters))

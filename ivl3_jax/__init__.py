@@ -13,10 +13,17 @@ _HOMES = {
     "Batch": "ivl3_jax.batch",
     "Chat": "ivl3_jax.inference.chat",
     "InternVLConfig": "ivl3_jax.config",
+    "Lora": "ivl3_jax.models.adapters",
     "Model": "ivl3_jax.models.model",
     "ShardingPlan": "ivl3_jax.sharding.plan",
+    "adapted": "ivl3_jax.models.adapters",
     "load": "ivl3_jax.conversion.checkpoint",
+    "load_adapter": "ivl3_jax.conversion.adapter_reader",
+    "merged": "ivl3_jax.models.adapters",
     "save": "ivl3_jax.conversion.checkpoint",
+    "save_adapter": "ivl3_jax.conversion.adapter_writer",
+    "save_unmerged": "ivl3_jax.conversion.adapter_writer",
+    "without_adapters": "ivl3_jax.models.adapters",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -49,12 +49,17 @@ def refuse_adapter(directory: Path) -> None:
     Raises:
         FileNotFoundError: it holds a peft adapter; the message says how that becomes a model.
     """
-    if found := [name for name in ADAPTERS if (directory / name).is_file()]:
-        raise FileNotFoundError(
-            f"{directory} holds a peft adapter ({found[0]}) without the model that it adapts; merge it into that: "
-            f"peft.PeftModel.from_pretrained(BASE, '{directory}').merge_and_unload().save_pretrained(DIRECTORY), with "
-            "BASE the model that it was trained on, opened by transformers"
-        )
+    peft = f"peft.PeftModel.from_pretrained(BASE, '{directory}').merge_and_unload().save_pretrained(DIRECTORY)"
+    merging = {
+        ADAPTERS[0]: f"ivl3_jax.save(ivl3_jax.load_adapter(ivl3_jax.load(BASE), '{directory}'), DIRECTORY)",
+        ADAPTERS[1]: f"{peft}, with BASE opened by transformers",
+    }
+    for name, how in merging.items():
+        if (directory / name).is_file():
+            raise FileNotFoundError(
+                f"{directory} holds a peft adapter ({name}) without the model that it adapts; merge it into BASE, the "
+                f"one that it was trained on: {how}"
+            )
 
 
 def from_hf(fields: dict[str, Any], file: str | Path = "config.json") -> InternVLConfig:

@@ -5,18 +5,22 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
+from ivl3_jax.kernels.residuals import LINEAR_RESIDUALS
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
 from ivl3_jax.sharding.plan import Rules
 
 
 class Linear(nnx.Module):
-    """y = x W + b, contracting the last `len(inputs)` dimensions of x.
+    """y = x W + b, contracting the last `len(inputs)` dimensions of x; with an adapter, + lora_scale · (x A) B.
 
     Attributes:
-        kernel: [*inputs, *outputs], stored (in, out).
+        kernel: W [*inputs, *outputs], stored (in, out).
         bias: [*outputs], absent without bias.
+        lora_a, lora_b: A [*inputs, r] and B [r, *outputs] (Hu et al. 2021), absent without an adapter, see
+            `models.adapters`. lora_scale: alpha / r.
     """
 
     def __init__(
@@ -39,17 +43,30 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, *axes: str) -> jax.Array:
         """Projects x [*axes, *inputs] to [*axes, *outputs], in x's dtype; `axes` name the leading dimensions."""
-        rules, n = self.rules.activation, len(self.inputs)
-        layout = rules(*axes, *self.outputs)
-        kernel = reshard(self.kernel[...].astype(x.dtype), rules(*self.inputs, *self.outputs))
-        outputs = kernel.shape[n:]
-        # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
-        kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
-        y = jnp.dot(merged(x, x.ndim - n, x.ndim), kernel, out_sharding=PartitionSpec(*layout[: len(axes) + 1]))
-        y = y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
+        layout = self.rules.activation(*axes, *self.outputs)
+
+        def in_use(weight: nnx.Param) -> jax.Array:
+            return reshard(weight[...].astype(x.dtype), self.rules.activation(*weight.axes))
+
+        y = contract(x, in_use(self.kernel), layout)
+        if hasattr(self, "lora_a"):
+            # Neither W + A B nor the gradient of W is made: what is between A and B has only r columns.
+            low = contract(x, in_use(self.lora_a), self.rules.activation(*axes, "rank"))
+            low = checkpoint_name(low * self.lora_scale, LINEAR_RESIDUALS)
+            y = y + contract(low, in_use(self.lora_b), layout)
         if hasattr(self, "bias"):
-            y = y + reshard(self.bias[...].astype(x.dtype), rules(*self.outputs))
-        return y
+            y = y + in_use(self.bias)
+        return checkpoint_name(y, LINEAR_RESIDUALS)
+
+
+def contract(x: jax.Array, kernel: jax.Array, layout: PartitionSpec) -> jax.Array:
+    """x [*leading, *inputs] times kernel [*inputs, *outputs]: [*leading, *outputs], laid out by `layout`."""
+    n = (x.ndim + kernel.ndim - len(layout)) // 2
+    leading, outputs = x.ndim - n, kernel.shape[n:]
+    # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
+    kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
+    y = jnp.dot(merged(x, leading, x.ndim), kernel, out_sharding=PartitionSpec(*layout[: leading + 1]))
+    return y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
 
 
 def merged(x: jax.Array, start: int, stop: int) -> jax.Array:

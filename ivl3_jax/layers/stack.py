@@ -7,15 +7,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
+from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS, LINEAR_RESIDUALS
 from ivl3_jax.layers import taps
 
 # What the backward pass finds saved of each layer; everything else is recomputed.
 POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS),
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_RESIDUALS, ATTENTION_RESIDUALS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -126,16 +126,30 @@ def abstract_model(
 
     module = nnx.eval_shape(make)
     graphdef, state = nnx.split(module)
-    rules = plan.for_heads(config.decoder.kv_heads)
-    placed = {}
-    for path, variable in nnx.to_flat_state(state):
-        component: Rules = getattr(rules, path[0])
-        axes = ("layers",) * (variable.ndim - len(variable.axes)) + variable.axes
-        spec, sizes = component.parameter(*axes), dict(zip(axes, variable.shape, strict=True))
-        check_sizes("/".join(path), sizes, spec, plan)
-        check_sizes(f"{'/'.join(path)} in use", sizes, component.activation(*axes), plan)
-        placed[path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=NamedSharding(mesh, spec))
-    return graphdef, unflatten_dict(placed)
+    plan = plan.for_heads(config.decoder.kv_heads)
+    flat = nnx.to_flat_state(state)
+    return graphdef, unflatten_dict({path: placed(path, leaf, leaf.axes, plan, mesh) for path, leaf in flat})
+
+
+def placed(
+    path: tuple[str, ...], leaf: Any, axes: tuple[str, ...], plan: ShardingPlan, mesh: Mesh
+) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a parameter with the plan's sharding.
+
+    Args:
+        path: its component first. leaf: anything that has a shape and a dtype.
+        axes: the logical names of its dimensions, without the leading one of stacked layers.
+        plan: for the model's kv heads, see `ShardingPlan.for_heads`.
+
+    Raises:
+        ValueError: a dimension does not divide over its mesh axes, or a mesh axis would be used twice.
+    """
+    rules: Rules = getattr(plan, path[0])
+    axes = ("layers",) * (len(leaf.shape) - len(axes)) + axes
+    spec, sizes = rules.parameter(*axes), dict(zip(axes, leaf.shape, strict=True))
+    check_sizes("/".join(path), sizes, spec, plan)
+    check_sizes(f"{'/'.join(path)} in use", sizes, rules.activation(*axes), plan)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def batch_specs(plan: ShardingPlan) -> Batch:

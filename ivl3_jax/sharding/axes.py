@@ -20,6 +20,7 @@ PARAMETER_AXES = {
     "patch": "values of one patch, 3 * patch_size**2",
     "positions": "the ViT's position table",
     "unshuffled": "ViT width times the merged patches, the projector's input",
+    "rank": "rank of an adapter",
 }
 ACTIVATION_AXES = {
     "batch": "packed rows",

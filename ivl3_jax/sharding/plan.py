@@ -57,7 +57,7 @@ class ShardingPlan:
         mesh: size of each mesh axis, in `MESH_AXES` order when built; absent means 1.
         vision, projector, decoder: their rules.
         remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
-            `dots` saves matrix products and what attention needs, `full` only the residual stream between layers.
+            `dots` saves what linear layers give and attention needs, `full` only the residual stream between layers.
     """
 
     name: str = "single"

@@ -4,8 +4,11 @@ import pytest
 
 import ivl3_jax
 
+NAMES = ["Batch", "Chat", "InternVLConfig", "Lora", "Model", "ShardingPlan", "adapted", "load", "load_adapter"]
+NAMES += ["merged", "save", "save_adapter", "save_unmerged", "without_adapters"]
 
-@pytest.mark.parametrize("name", ["Batch", "Chat", "InternVLConfig", "Model", "ShardingPlan", "load", "save"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_public_names_are_found_where_they_live(name):
     value = getattr(ivl3_jax, name)
     assert value is getattr(importlib.import_module(ivl3_jax._HOMES[name]), name)

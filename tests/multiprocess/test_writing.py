@@ -1,15 +1,11 @@
 """Parameters that lie with two processes become one checkpoint, written by the first."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 from safetensors.numpy import load_file
 
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 from tests.conversion.test_round_trip import assert_same
+from tests.multiprocess.processes import run_two
 
 SCRIPT = """
 import sys
@@ -49,23 +45,7 @@ def test_two_processes_write_one_checkpoint(tmp_path):
     config = small_config()
     tensors = random_tensors(config)
     source = write_checkpoint(tmp_path / "in", config, tensors)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": "."}
-    arguments = [str(source), str(tmp_path / "out")]
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, address, str(number), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    said = [run.communicate(timeout=200) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+    said = run_two(SCRIPT, source, tmp_path / "out")
     # What the writer refuses, both of them refuse, and both can go on.
     assert "FileExistsError" in said[0][0] and "exists and is not empty" in said[0][0]
     assert "RuntimeError process 0 could not write the checkpoint" in said[1][0]
