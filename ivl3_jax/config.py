@@ -5,6 +5,7 @@ fresh models and test expectations, and is never a silent default for a file tha
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -221,6 +222,30 @@ class InternVLConfig:
         if name not in PRESETS:
             raise ValueError(f"no size is named {name!r}; the published sizes are {', '.join(PRESETS)}")
         return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of one component.
+
+    Attributes:
+        rank: r, columns of A and rows of B.
+        alpha: A B is added alpha / r times; by default alpha = 2 r, as InternVL has it.
+        targets: which linear layers, by the last part of their paths: `q`, `k`, `v`, `out`, `gate`, `up`, `down` of the
+            decoder's blocks, the same but `gate` of the ViT's, `up` and `down` of the projector. By default all.
+    """
+
+    rank: int
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or self.rank < 1:
+            raise ValueError(f"Lora.rank is {self.rank!r}; it must be a whole number of at least 1")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"Lora.alpha is {self.alpha!r}; it must be a finite number above 0")
+        if self.targets is not None and (isinstance(self.targets, str) or not self.targets):
+            raise ValueError(f"Lora.targets is {self.targets!r}; it must be a list of names, or none for all layers")
 
 
 _VIT_300M = VisionConfig(layers=24, width=1024, heads=16, mlp=4096)

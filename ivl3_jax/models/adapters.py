@@ -4,7 +4,6 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, auto_axes
 
+from ivl3_jax.config import Lora
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.lora import kaiming_uniform, merge
 from ivl3_jax.layers.parameter import accumulation_dtype
@@ -24,30 +24,6 @@ from ivl3_jax.sharding.axes import COMPONENTS
 from ivl3_jax.sharding.plan import ShardingPlan
 
 LEAVES = ("lora_a", "lora_b")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Adapters of one component.
-
-    Attributes:
-        rank: r, columns of A and rows of B.
-        alpha: A B is added alpha / r times; by default alpha = 2 r, as InternVL has it.
-        targets: which linear layers, by the last part of their paths: `q`, `k`, `v`, `out`, `gate`, `up`, `down` of the
-            decoder's blocks, the same but `gate` of the ViT's, `up` and `down` of the projector. By default all.
-    """
-
-    rank: int
-    alpha: float | None = None
-    targets: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(f"Lora.rank is {self.rank!r}; it must be a whole number of at least 1")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise ValueError(f"Lora.alpha is {self.alpha!r}; it must be a finite number above 0")
-        if self.targets is not None and (isinstance(self.targets, str) or not self.targets):
-            raise ValueError(f"Lora.targets is {self.targets!r}; it must be a list of names, or none for all layers")
 
 
 class Adapter(NamedTuple):

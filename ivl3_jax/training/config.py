@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ivl3_jax.config import Lora
 from ivl3_jax.data.settings import DataRecipe
 
 
@@ -20,12 +21,14 @@ class Component:
             component is. Null trains everything.
         layer_decay: each layer's rate over that of the layer after it; what comes before the first layer counts as one
             more layer, what comes after the last is at the full rate (BEiT, arXiv 2106.08254).
+        lora: adapters, which are then all that is trained of the component.
     """
 
     train: bool = True
     rate: float = 1.0
     layers: str | None = None
     layer_decay: float = 1.0
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if self.rate <= 0:
@@ -147,6 +150,11 @@ class TrainConfig:
     @property
     def components(self) -> dict[str, Component]:
         return {"vision": self.vision, "projector": self.projector, "decoder": self.decoder}
+
+    @property
+    def adapters(self) -> dict[str, Lora]:
+        """Those of each component that has any, and is trained."""
+        return {name: part.lora for name, part in self.components.items() if part.lora is not None and part.train}
 
 
 @dataclass(frozen=True)

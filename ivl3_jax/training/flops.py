@@ -8,7 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.model import Params
-from ivl3_jax.training.trained import ADAPTERS, Component
+from ivl3_jax.training.config import Component
+from ivl3_jax.training.trained import ADAPTERS
 
 # Dense bfloat16 products, peak operations a second of one device as jax names it; from the vendors' data sheets.
 PEAKS = {

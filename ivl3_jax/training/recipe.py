@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from ivl3_jax.conversion.adapter_writer import save_adapter
 from ivl3_jax.conversion.checkpoint import save
 from ivl3_jax.data.loader import Loader, identity
 from ivl3_jax.data.settings import open_feed
@@ -68,7 +69,7 @@ def run_recipe(
         tell(f"the run in {output} is finished")
         return str(checkpoint)
     plan = ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh)
-    beginning = Beginning.of(recipe.model, plan, recipe.train.seed)
+    beginning = Beginning.of(recipe.model, plan, recipe.train.seed, recipe.train.adapters)
     check_room(recipe.data, beginning.config)
     preferences = recipe.train.preference
     feed = open_feed(recipe.data, beginning.processor, recipe.train.seed, pairs=preferences is not None)
@@ -83,9 +84,8 @@ def run_recipe(
     with ExitStack() as stack:
         states = stack.enter_context(closing(States(output / "states", recipe.save)))
         like = beginning.state(recipe.train)
-        saved = states.newest(like)
+        saved = states.newest(like, lambda facts: check_same(recipe, beginning, facts))
         if saved is not None:
-            check_same(recipe, beginning, saved.facts)
             tell(f"going on from step {int(saved.state.step)} in {output}")
         write_run(output, recipe, began)
         reference = make_reference(recipe, beginning, place, loader, feed, tell)
@@ -131,11 +131,13 @@ def run_recipe(
         return None
     if state.average is not None:
         export(averaged(trained, state), output / "checkpoint-average")
+    if beginning.adapters:
+        export(trained, output / "adapter", save_adapter)
     export(trained, checkpoint)
     return str(checkpoint)
 
 
-def export(model: Model, directory: epath.Path) -> None:
+def export(model: Model, directory: epath.Path, save: Callable[..., None] = save) -> None:
     """Writes a checkpoint in the `-hf` layout; to a bucket by way of a local directory, its SHA256SUMS last."""
     if not str(directory).startswith("gs://"):
         save(model, directory)
@@ -162,7 +164,7 @@ class RunKeeper:
         writers: Sequence[Writer],
     ) -> None:
         self._recipe, self._states, self._batches, self._like = recipe, states, batches, like
-        self._facts = {"recipe": plain(recipe), "config": to_hf(beginning.config)}
+        self._facts = {"recipe": plain(recipe), "config": shapes(beginning)}
         self._writers = writers
 
     def due(self, step: int) -> bool:
@@ -226,14 +228,17 @@ def make_reference(
 
 def check_same(recipe: Recipe, beginning: Beginning, facts: Mapping[str, Any]) -> None:
     """Refuses to go on with another model, and warns of other settings than those of the saved state."""
-    ours, theirs = plain(to_hf(beginning.config)), facts["config"]
+    ours, theirs = shapes(beginning), facts["config"]
     if ours != theirs:
-        names = [name for name in ours if ours[name] != theirs.get(name)]
-        raise ValueError(
-            f"{recipe.output} holds states of another model: its {', '.join(names)} differ; choose another"
-        )
+        names = ", ".join(name for name in ours if ours[name] != theirs.get(name))
+        raise ValueError(f"{recipe.output} holds states of another model ({names}); choose another directory")
     if changed := differences(facts["recipe"], plain(recipe)):
         warnings.warn(f"{recipe.output} goes on with other settings than before: {'; '.join(changed)}", stacklevel=2)
+
+
+def shapes(beginning: Beginning) -> dict[str, Any]:
+    """What the shapes of all parameters follow from, but for a plan's padding."""
+    return plain(to_hf(beginning.config) | {"adapters": dict(beginning.adapters)})
 
 
 def check_finished(recipe: Recipe, before: Mapping[str, Any] | None) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,23 +68,24 @@ class States:
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(dict(data))}
         self._manager.save(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonSave(described)))
 
-    def newest(self, like: TrainState) -> Saved | None:
+    def newest(self, like: TrainState, check: Callable[[Mapping[str, Any]], None] = lambda facts: None) -> Saved | None:
         """The newest state that is not damaged, laid out as `like`; None if there is none at all.
 
         A damaged one is told of in a warning, moved aside to `damaged-STEP`, and the one before is read.
 
         Args:
             like: shapes, dtypes and shardings; the padding of a vocabulary may differ from that of the state.
+            check: looks at what was saved with a state before it is read, and raises a ValueError if it does not fit.
 
         Raises:
-            ValueError: every state is damaged, or the newest is of a later version.
+            ValueError: every state is damaged, or the newest is of a later version; or what `check` raises.
         """
         steps = self.steps
         for step in reversed(steps):
             try:
-                return self._read(step, like)
-            except _Later as error:
-                raise ValueError(f"{self.directory / str(step)} {error}") from None
+                return self._read(step, like, check)
+            except _Refused as error:
+                raise ValueError(str(error)) from None
             except Exception as error:  # whatever damage makes of orbax's and TensorStore's many files
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 warnings.warn(
@@ -96,10 +97,15 @@ class States:
             raise ValueError(f"every state in {self.directory} is damaged; start anew in another directory")
         return None
 
-    def _read(self, step: int, like: TrainState) -> Saved:
+    def _read(self, step: int, like: TrainState, check: Callable[[Mapping[str, Any]], None]) -> Saved:
         facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
         if facts["format"] > FORMAT:
-            raise _Later(f"has format {facts['format']}; this version reads {FORMAT} and before")
+            told = f"has format {facts['format']}; this version reads {FORMAT} and before"
+            raise _Refused(f"{self.directory / str(step)} {told}")
+        try:
+            check(facts)
+        except ValueError as error:
+            raise _Refused(str(error)) from None
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -130,8 +136,8 @@ class States:
         self._manager.close()
 
 
-class _Later(Exception):
-    """A state that a later version wrote."""
+class _Refused(Exception):
+    """A state that is whole and cannot be used."""
 
 
 @jax.jit

@@ -6,11 +6,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ivl3_jax.models.adapters import LEAVES as ADAPTERS
 from ivl3_jax.models.model import Params
 from ivl3_jax.training.config import Component
-
-ADAPTERS = ("lora_a", "lora_b")
-
 
 Rates = Mapping[tuple[str, ...], np.ndarray]  # by path: [1, ...] or [layers, 1, ...]
 

@@ -19,6 +19,7 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.data import Loader, Processor, TrainingFrames
 from ivl3_jax.data.faults import FaultPolicy
 from ivl3_jax.data.files import replacing
+from ivl3_jax.data.loader import share
 from ivl3_jax.data.settings import DataRecipe, open_feed
 from ivl3_jax.data.stream import Feed
 from tests.data.bad_files import encoded
@@ -72,10 +73,10 @@ def digest(batch: Batch) -> str:
 
 def steps(feed: Feed, hosts: int, workers: int, state: dict | None = None) -> Iterator[tuple[str, dict]]:
     """The digest of each global batch, with the state of all hosts after it."""
+    shares = [share(feed.mixture.streams, host, hosts) for host in range(hosts)]
     with ExitStack() as stack:
         loaders = [
-            stack.enter_context(closing(Loader(feed, host=host, hosts=hosts, workers=workers, state=state)))
-            for host in range(hosts)
+            stack.enter_context(closing(Loader(feed, streams=mine, workers=workers, state=state))) for mine in shares
         ]
         while True:
             batch = Batch(*map(np.concatenate, zip(*map(next, loaders), strict=True)))

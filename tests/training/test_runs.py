@@ -140,3 +140,24 @@ def test_nothing_to_save_in_between(data, tmp_path):
 
         train(["--config", str(file), "--train.steps", "6"])
     assert [line["step"] for line in metrics(output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_adapters_alone_are_trained(data, tmp_path):
+    """Adapters of the decoder: the base stays, and checkpoint and adapter say the same."""
+    frozen = {"train": False}
+    train = {"steps": 6, "vision": frozen, "projector": frozen, "decoder": {"lora": {"rank": 4}}}
+    output = run(short(tmp_path, data, model={"drop_path": 0.0}, train=train, save={"every": 3}))
+    found, before = weights(tmp_path / "run/checkpoint"), weights(checkpoint())
+    moved = {name for name, value in before.items() if (found[name] != value).any()}
+    assert moved and all("language_model.layers" in name and "_proj" in name for name in moved)
+    merged = ivl3_jax.load_adapter(ivl3_jax.load(checkpoint()), tmp_path / "run/adapter")
+    ivl3_jax.save(merged, tmp_path / "again")
+    again = weights(tmp_path / "again")
+    assert all(again[name].tobytes() == value.tobytes() for name, value in found.items())
+    # It goes on from a state with adapters, and refuses one with others.
+    (tmp_path / "run/checkpoint").rename(tmp_path / "first")
+    with pytest.raises(ValueError, match=r"holds states of another model \(adapters\)"):
+        from ivl3_jax.cli.train import run as train_command
+
+        train_command(["--config", str(tmp_path / "recipe.yaml"), "--train.decoder.lora.rank", "8"])
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] and output
