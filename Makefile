@@ -72,7 +72,7 @@ $(VENV)/demo.stamp: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/dev.stamp: $(PACKAGING) | $(BIN)/python
 	@$(BIN)/python $(INSTALL) $(TORCH)
-	@$(BIN)/python $(INSTALL) -e '.[demo,dev,parity,parquet,shards,tpu,video]'
+	@$(BIN)/python $(INSTALL) -e '.[demo,dev,parity,parquet,shards,tpu,video,watch]'
 	@$(BIN)/python $(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision $(TORCHVISION)
 	@touch $@ $(VENV)/demo.stamp
 
