@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-
 LOOKED_AT = 128  # items that are taken as they came, at most; the time of a row does not grow with what waits
 
 
