@@ -131,11 +131,12 @@ def identity(feed: Feed) -> dict[str, Any]:
     """What a state depends on, in JSON's types: a state can only be restored where all of it is the same."""
     mixture, budget = feed.mixture, feed.budget
     return {
-        "sources": {part.source.name: length for part, length in zip(feed.parts, mixture.lengths, strict=True)},
+        "sources": [[part.source.name, length] for part, length in zip(feed.parts, mixture.lengths, strict=True)],
         "weights": [round(weight / sum(mixture.weights), 12) for weight in mixture.weights],
         "streams": mixture.streams,
         "seed": mixture.seed,
         "exhausted": mixture.exhausted,
+        "passes": list(mixture.passes),
         "budget": [budget.tokens, budget.tiles, budget.segments],
         "lookahead": feed.lookahead,
     }

@@ -1,5 +1,6 @@
 """The loader: the same rows with any number of hosts and workers, from the start or gone on from any point."""
 
+import dataclasses
 import json
 from itertools import islice
 
@@ -86,13 +87,16 @@ def test_a_state_is_small(processor):
 
 
 def test_a_state_of_something_else_is_refused(processor):
-    loader = Loader(feed(processor, *SOURCES))
+    ours = feed(processor, *SOURCES)
+    loader = Loader(ours)
     state = loader.state
     loader.close()
     for other, words in (
         (feed(processor, *SOURCES, seed=1), "its seed is 0, here it is 1"),
         (feed(processor, *SOURCES, budget=(150, 8, 8)), r"its budget is \[200, 8, 8\], here it is \[150, 8, 8\]"),
         (feed(processor, SOURCES[0]), "its sources is"),
+        (dataclasses.replace(ours, parts=ours.parts[::-1]), "its sources is"),
+        (dataclasses.replace(ours, mixture=dataclasses.replace(ours.mixture, passes=(2, 1, 1))), "its passes is"),
     ):
         with pytest.raises(ValueError, match=f"the data's state is of another feed: {words}"):
             Loader(other, state=state)
