@@ -100,6 +100,8 @@ def test_a_state_of_something_else_is_refused(processor):
     ):
         with pytest.raises(ValueError, match=f"the data's state is of another feed: {words}"):
             Loader(other, state=state)
+    with pytest.raises(ValueError, match=r"has the keys \['of'\]; Loader.state has 'of' and 'streams'"):
+        Loader(ours, state={"of": state["of"]})
     del state["streams"]["3"]
     with pytest.raises(ValueError, match=r"lacks the streams \[3\]; it must have those of all hosts"):
         Loader(feed(processor, *SOURCES), state=state)
@@ -108,6 +110,9 @@ def test_a_state_of_something_else_is_refused(processor):
 def test_numbers_that_do_not_fit(processor):
     with pytest.raises(ValueError, match=r"4 rows in a batch and 3 hosts; the hosts must be one of \[1, 2, 4\]"):
         Loader(feed(processor, *SOURCES), hosts=3)
+    for name, value in (("hosts", 0), ("workers", -1), ("ahead", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least {value + 1}"):
+            Loader(feed(processor, *SOURCES), **{name: value})
     with pytest.raises(ValueError, match="the host is number 2 of 2; it must lie in 0..1"):
         Loader(feed(processor, *SOURCES), host=2, hosts=2)
     with pytest.raises(ValueError, match="hosts' data would end at different steps"):
