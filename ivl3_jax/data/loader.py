@@ -63,6 +63,9 @@ class Loader:
         Raises:
             ValueError: the numbers do not fit one another, or the state is not of this feed.
         """
+        for name, value, least in (("hosts", hosts, 1), ("workers", workers, 0), ("ahead", ahead, 1)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         streams = _share(feed, host, hosts)
         self._states = _restored(streams, feed, state)
         self.skipped: Counter[str] = Counter()
@@ -131,11 +134,12 @@ def identity(feed: Feed) -> dict[str, Any]:
     """What a state depends on, in JSON's types: a state can only be restored where all of it is the same."""
     mixture, budget = feed.mixture, feed.budget
     return {
-        "sources": {part.source.name: length for part, length in zip(feed.parts, mixture.lengths, strict=True)},
+        "sources": [[part.source.name, length] for part, length in zip(feed.parts, mixture.lengths, strict=True)],
         "weights": [round(weight / sum(mixture.weights), 12) for weight in mixture.weights],
         "streams": mixture.streams,
         "seed": mixture.seed,
         "exhausted": mixture.exhausted,
+        "passes": list(mixture.passes),
         "budget": [budget.tokens, budget.tiles, budget.segments],
         "lookahead": feed.lookahead,
     }
@@ -159,6 +163,8 @@ def _share(feed: Feed, host: int, hosts: int) -> list[int]:
 def _restored(streams: Sequence[int], feed: Feed, state: Mapping[str, Any] | None) -> dict[int, StreamState]:
     if state is None:
         return {stream: StreamState() for stream in streams}
+    if not {"of", "streams"} <= set(state):
+        raise ValueError(f"the data's state has the keys {sorted(state)}; Loader.state has 'of' and 'streams'")
     ours, theirs = identity(feed), state["of"]
     for name, value in ours.items():
         if theirs.get(name) != value:
