@@ -16,7 +16,6 @@ import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -242,7 +241,6 @@ def _read(file: Path, root: Path) -> str:
 def main(argv: list[str]) -> None:
     count, first = (int(word) for word in [*argv, "0"][:2])
     logging.getLogger("ivl3_jax.data.meta").setLevel(logging.ERROR)  # wrong lengths and roots are told
-    warnings.filterwarnings("ignore", r".* (is damaged|ends early)")  # of videos, which are used as far as they go
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     faulthandler.enable()
     began, found, last = time.monotonic(), Counter[str](), first + count
