@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.units import Picture, Unit
+from ivl3_jax.data.units import Frame, Picture, Unit
 
 
 def refuse(unit: Unit, room: int) -> NoReturn:
@@ -18,7 +18,7 @@ def refuse(unit: Unit, room: int) -> NoReturn:
     raise Fault(
         "tokens",
         f"{what} {unit.tokens} tokens, but a row has room for {room}; leave the sample out, raise tokens of a row, or "
-        "lower max_tiles of the processor",
+        f"{_fewer(unit)}",
     )
 
 
@@ -33,7 +33,7 @@ def truncate(unit: Unit, room: int) -> list[Unit]:
         raise Fault(
             "tokens",
             f"has {unit.tokens} tokens, but a row has room for {room}, and no answer begins within them; raise tokens "
-            "of a row, or lower max_tiles of the processor",
+            f"of a row, or {_fewer(unit)}",
         )
     return [cut]
 
@@ -84,9 +84,18 @@ def crowded(unit: Unit, room: int) -> NoReturn:
     """Raises a `Fault` that says how many tiles there are and how many a row takes."""
     raise Fault(
         "tiles",
-        f"has {unit.tiles} tiles, but a row has room for {room}; leave the sample out, raise tiles of a row, or lower "
-        "max_tiles of the processor",
+        f"has {unit.tiles} tiles, but a row has room for {room}; leave the sample out, raise tiles of a row, or "
+        f"{_fewer(unit)}",
     )
+
+
+def _fewer(unit: Unit) -> str:
+    """What makes a unit smaller; a frame has one tile, whatever max_tiles is."""
+    if any(isinstance(visual, Frame) for visual in unit.visuals):
+        return "look at fewer frames of its video"
+    if unit.visuals:
+        return "lower max_tiles of the processor"
+    return "set too_long to split" if unit.segments == 1 else "shorten it"  # pairs are never cut
 
 
 def _end(unit: Unit, start: int, room: int) -> int:

@@ -62,6 +62,9 @@ class Loader:
         Raises:
             ValueError: there are no such streams, or the state is not of this feed.
         """
+        for name, value, least in (("workers", workers, 0), ("ahead", ahead, 1)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         streams = _checked(feed, streams)
         self._states = _restored(streams, feed, state)
         self.skipped: Counter[str] = Counter()
@@ -130,11 +133,12 @@ def identity(feed: Feed) -> dict[str, Any]:
     """What a state depends on, in JSON's types: a state can only be restored where all of it is the same."""
     mixture, budget = feed.mixture, feed.budget
     return {
-        "sources": {part.source.name: length for part, length in zip(feed.parts, mixture.lengths, strict=True)},
+        "sources": [[part.source.name, length] for part, length in zip(feed.parts, mixture.lengths, strict=True)],
         "weights": [round(weight / sum(mixture.weights), 12) for weight in mixture.weights],
         "streams": mixture.streams,
         "seed": mixture.seed,
         "exhausted": mixture.exhausted,
+        "passes": list(mixture.passes),
         "budget": [budget.tokens, budget.tiles, budget.segments],
         "lookahead": feed.lookahead,
     }
@@ -146,7 +150,7 @@ def share(streams: int, host: int, hosts: int) -> range:
     Raises:
         ValueError: the hosts do not divide the streams, or there is no such host.
     """
-    if streams % hosts:
+    if hosts < 1 or streams % hosts:
         divisors = [n for n in range(1, streams + 1) if streams % n == 0]
         raise ValueError(f"there are {streams} rows in a batch and {hosts} hosts; the hosts must be one of {divisors}")
     if not 0 <= host < hosts:
@@ -170,6 +174,8 @@ def _checked(feed: Feed, streams: Sequence[int] | None) -> list[int]:
 def _restored(streams: Sequence[int], feed: Feed, state: Mapping[str, Any] | None) -> dict[int, StreamState]:
     if state is None:
         return {stream: StreamState() for stream in streams}
+    if not {"of", "streams"} <= set(state):
+        raise ValueError(f"the data's state has the keys {sorted(state)}; Loader.state has 'of' and 'streams'")
     ours, theirs = identity(feed), state["of"]
     for name, value in ours.items():
         if theirs.get(name) != value:

@@ -60,6 +60,8 @@ def read_meta(file: str | Path) -> list[SourceSpec]:
         OSError: the file cannot be read.
     """
     file = str(file)
+    if file.lower().endswith((".jsonl", ".parquet")):
+        raise ValueError(f"{file}: not a meta file, but data that one names as annotation, as data.annotation does too")
     try:
         found = parse_json(read_bytes(file))
     except ValueError as error:

@@ -140,7 +140,7 @@ def weights_by(
             None leaves the rule as it is.
 
     Raises:
-        ValueError: an unknown rule or name, a source without a weight, or a share that cannot be had.
+        ValueError: an unknown rule or name, a source without a weight or with one of 0, or a share that cannot be had.
     """
     if isinstance(rule, Mapping):
         unknown, missing = set(rule) - set(names), [name for name in names if name not in rule]
@@ -150,6 +150,9 @@ def weights_by(
                 f"{missing or 'none'}; the sources are {', '.join(names)}"
             )
         weights = [float(rule[name]) for name in names]
+        for name, weight in zip(names, weights, strict=True):
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {name} is {weight}; it must be above 0 and finite")
     elif rule in ("length", "sqrt"):
         weights = [float(length) ** (1.0 if rule == "length" else 0.5) for length in lengths]
     else:

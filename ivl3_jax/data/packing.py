@@ -55,7 +55,7 @@ class Packer:
         self._order: deque[int] = deque()  # keys as they came; some may have been taken since
         # By tiles, then ascending (tokens, -key): of equal ones the last in the list has waited longest.
         self._by_tiles: list[list[tuple[int, int]]] = [[] for _ in range(budget.tiles + 1)]
-        self._tokens = self._tiles = 0
+        self._tokens = self._tiles = self._segments = 0
         for item in waiting:
             self._enter(item)
 
@@ -67,8 +67,10 @@ class Packer:
     @property
     def ready(self) -> bool:
         """Whether enough items wait to choose a row's among them."""
-        tiles = self._tiles / self.budget.tiles if self.budget.tiles else 0.0
-        return max(self._tokens / self.budget.tokens, tiles) >= self.lookahead
+        room = self.budget
+        tiles = self._tiles / room.tiles if room.tiles else 0.0
+        # Where segments are scarce short samples would pile up until their tokens filled so many rows.
+        return max(self._tokens / room.tokens, tiles, self._segments / room.segments) >= self.lookahead
 
     def add(self, item: Item) -> None:
         """Takes an item.
@@ -108,6 +110,7 @@ class Packer:
         insort(self._by_tiles[item.tiles], (item.tokens, -item.key))
         self._tokens += item.tokens
         self._tiles += item.tiles
+        self._segments += item.segments
 
     def _take(self, item: Item) -> Item:
         del self._waiting[item.key]
@@ -115,6 +118,7 @@ class Packer:
         del same[bisect_right(same, (item.tokens, -item.key)) - 1]
         self._tokens -= item.tokens
         self._tiles -= item.tiles
+        self._segments -= item.segments
         return item
 
     def _room(self, row: list[Item]) -> Budget:

@@ -31,6 +31,7 @@ class DataRecipe:
         root: with `annotation`, the directory that its image paths start from; by default that of the file.
         rows, tokens, tiles, segments: B, S, T and G of a batch, see `ivl3_jax.batch`.
         min_tiles, max_tiles, thumbnail: dynamic tiling; null takes the checkpoint's. Several images share max_tiles.
+        pad_to_square: instead, one tile of each image, filled up to a square.
         weighting: of each answer by its number n of trained tokens: 1, 1/n or 1/sqrt(n) a token.
         weights: of the sources: by their `length` times repeat_time, the `sqrt` of that, or a number for each name.
         text_share: fraction of samples from sources without images, such as 0.25; null leaves it to the weights.
@@ -40,7 +41,8 @@ class DataRecipe:
             `split` makes several segments of it; never within an image.
         too_many_tiles: likewise with tiles: `raise` is a fault, `shrink` gives its images fewer.
         faults: what becomes of bad samples, and how many there may be.
-        frames: of a video. jpeg: of sources with data_augment.
+        frames: of a video.
+        jpeg: of images of sources with data_augment. jpeg_videos: whether their frames of videos go through it too.
         positions: `plain`, or `v2pe` with a step drawn for each image.
         workers: processes that read. ahead: batches made in advance.
     """
@@ -55,6 +57,7 @@ class DataRecipe:
     min_tiles: int | None = None
     max_tiles: int | None = None
     thumbnail: bool | None = None
+    pad_to_square: bool = False
     weighting: Literal["token", "sample", "square"] = "square"
     weights: Literal["length", "sqrt"] | Mapping[str, float] = "length"
     text_share: float | None = None
@@ -65,6 +68,7 @@ class DataRecipe:
     faults: FaultPolicy = field(default_factory=FaultPolicy)
     frames: TrainingFrames = field(default_factory=TrainingFrames)
     jpeg: Jpeg = field(default_factory=Jpeg)
+    jpeg_videos: bool = False
     positions: Literal["plain", "v2pe"] = "plain"
     workers: int = 0
     ahead: int = 2
@@ -132,7 +136,7 @@ def make_feed(
         frames=recipe.frames,
         deltas=random_deltas if recipe.positions == "v2pe" else None,
     )
-    augmented = dataclasses.replace(encoder, jpeg=recipe.jpeg)
+    augmented = dataclasses.replace(encoder, jpeg=recipe.jpeg, video_jpeg=recipe.jpeg if recipe.jpeg_videos else None)
     parts = [
         Part(source, augmented if spec.augment else encoder, spec.max_tiles)
         for source, spec in zip(sources, specs, strict=True)
@@ -161,9 +165,10 @@ def source_specs(recipe: DataRecipe) -> list[SourceSpec]:
 
 
 def adapt(processor: Processor, recipe: DataRecipe) -> Processor:
-    """The processor with the recipe's tile limits, where it states any."""
+    """The processor with the recipe's ways of making tiles, where it states any."""
     stated = {name: getattr(recipe, name) for name in ("min_tiles", "max_tiles", "thumbnail")}
-    return dataclasses.replace(processor, **{name: value for name, value in stated.items() if value is not None})
+    given = {name: value for name, value in stated.items() if value is not None}
+    return dataclasses.replace(processor, **given, pad_to_square=recipe.pad_to_square or processor.pad_to_square)
 
 
 def _has_visuals(source: Source) -> bool:

@@ -152,6 +152,8 @@ def _open(path: str | os.PathLike) -> Iterator[Any]:
             pixels = stream.width * stream.height
             if pixels > most_pixels():
                 raise ValueError(f"its frames have {pixels} pixels; at most {most_pixels()} are decoded")
+            # Threads that decode frames side by side now and then lose the mark of one that is damaged.
+            stream.thread_type = "SLICE"
         yield container
 
 
@@ -165,7 +167,6 @@ def _by_seeking(
     found: dict[int, T] = {}
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         frames, reached = container.decode(stream), -1
         try:
             for target in wanted:
@@ -201,7 +202,6 @@ def _frames(path: str | os.PathLike) -> Iterator[Any]:
     import av
 
     with _open(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
         try:
             yield from container.decode(video=0)
         except av.InvalidDataError:

@@ -71,7 +71,7 @@ def test_an_interruption_says_how_to_go_on(work, capsys, monkeypatch):
         (["shard", "meta.json", "out", "--shard_mb", "0"], 2, "--shard-mb is 0.0; it must be more than 0"),
         (["shard", "meta.json", "gs://b/out"], 2, "output is 'gs://b/out'; write to a directory and copy it there"),
         (["shard", "none.json", "out"], 1, "none.json: No such file or directory"),
-        (["shard", "a.jsonl", "out"], 1, "a.jsonl: not a meta file"),
+        (["shard", "a.jsonl", "out"], 1, "a.jsonl: not a meta file, but data that one names as annotation"),
         (["shard", "meta.json", "out", "--faults", "ignore"], 2, "faults"),
     ],
 )

@@ -16,7 +16,7 @@ from ivl3_jax.data import SourceSpec
 from ivl3_jax.data.shard_writer import WRITER
 from ivl3_jax.data.shards import Manifest, Shard, pack
 from tests.data.bad_samples import BAD_LINE, CASES, GOOD, GPT, HUMAN, STAY, add, good, lines_with, talk
-from tests.data.pictures import picture, write_video
+from tests.data.pictures import picture, write_noise, write_video
 
 __all__ = ["CASES"]
 
@@ -154,6 +154,10 @@ def frames(path: Path, spoiled: Callable[[Path], object]) -> None:
     spoiled(path / "2.png")
 
 
+def overwritten(content: bytes, at: int, length: int) -> bytes:
+    return content[:at] + bytes(length) + content[at + length :]
+
+
 def without_frames(path: Path) -> None:
     import av
 
@@ -177,6 +181,20 @@ video(
     "it is of a codec that FFmpeg does not know",
     "a.mkv",
     lambda path: path.write_bytes(write_video(path, 20).read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ")),
+)
+video("a still picture as a video", "a still picture, not a video; give it as an image", "a.mp4", encoded("PNG"))
+video("a GIF that does not move", "a GIF that does not move, so no video; give it as an image", "a.gif", encoded("GIF"))
+video(
+    "half a video",
+    "the video is damaged: …",
+    "a.mkv",
+    lambda path: path.write_bytes(write_noise(path).read_bytes()[:60_000]),
+)
+video(
+    "a video with damage in its middle",
+    "the video is damaged: 1 of the frames that are looked at could be decoded only in part",
+    "a.mkv",
+    lambda path: path.write_bytes(overwritten(write_noise(path).read_bytes(), 53_000, 2000)),
 )
 video("sound alone", "has no video in it", "a.mp4", SOUND)
 video("a video of no frames", "cannot be read as a video (EOFError: End of file)", "a.mkv", without_frames)

@@ -240,9 +240,7 @@ meta(
     {"pets": ENTRY, "cats": ENTRY},
     weights={"pets": 1},
 )
-meta(
-    "a weight of 0", "source 0 has the weight 0.0; it must be above 0 and finite", {"pets": ENTRY}, weights={"pets": 0}
-)
+meta("a weight of 0", "the weight of pets is 0.0; it must be above 0 and finite", {"pets": ENTRY}, weights={"pets": 0})
 meta(
     "weights without a finite sum",
     "the sum of the sources' weights is not finite; give smaller ones",

@@ -242,7 +242,7 @@ turns(
 turns(
     "text longer than a row",
     "tokens",
-    "has … tokens, but a row has room for 200; leave the sample out, …",
+    "has … tokens, but a row has room for 200; leave the sample out, raise tokens of a row, or set too_long to split",
     *talk("What? " * 200),
 )
 line(

@@ -175,6 +175,20 @@ def test_shrunk_to_fit(encoder, files, rng):
         assert raised.value.reason == "tiles"
 
 
+@pytest.mark.parametrize(
+    ("of", "advice"),
+    [
+        ({}, "set too_long to split"),
+        ({"images": "wide.png"}, "lower max_tiles"),
+        ({"videos": "frames"}, "fewer frames"),
+    ],
+)
+def test_what_would_make_it_fit(encoder, files, rng, of, advice):
+    talk = sample(("u", "What is it?"), ("a", "It is 7."), **{kind: [files / name] for kind, name in of.items()})
+    with pytest.raises(Fault, match=f"raise tokens of a row, or .*{advice}"):
+        dataclasses.replace(encoder, tokens=9).measure(talk, rng)
+
+
 def test_too_long(encoder, files, rng):
     talk = sample(("u", "<image>" * 3), ("a", "0123456789" * 4), images=[files / "wide.png"] * 3, where="a:1")
     (whole,) = encoder.measure(talk, rng, 3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ivl3_jax.batch import Batch
-from ivl3_jax.data import Fault, Pair, open_source
+from ivl3_jax.data import Fault, Pair, inspection, open_source
 from ivl3_jax.data.faults import FaultPolicy
 from ivl3_jax.data.inspection import ROWS, inspect, open_with_pairs
 from ivl3_jax.data.inspection_report import LISTED
@@ -151,7 +151,8 @@ def test_pairs_are_in_rows_too(processor, with_pairs):
     assert any("5 preference pairs" in finding for finding in found.findings)
 
 
-def test_damage_behind_the_header_is_found_by_decoding(processor, meta):
+def test_damage_behind_the_header_is_found_by_decoding(processor, meta, monkeypatch):
+    monkeypatch.setattr(inspection, "ROWS", 60)  # so many that the damaged sample is in one, wherever it is packed
     lacking = look(processor, recipe(meta))
     found = look(processor, recipe(meta), decode=True)
     assert (lacking.skipped, found.skipped) == (4, 5)

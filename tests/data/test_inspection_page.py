@@ -68,7 +68,7 @@ def test_what_is_marked_is_what_has_a_label(report, drawn, processor):
     decode = processor.tokenizer.decode
     shown = [(picture.batch, index) for picture in report.pictures for index in range(picture.batch.segment_ids.max())]
     segments = segments_of(drawn)
-    assert len(segments) == len(shown) > 20
+    assert len(segments) == len(shown) > 12
     for (batch, index), pieces in zip(shown, segments, strict=True):
         here = batch.segment_ids[0] == index + 1
         labels = batch.labels[0][here]

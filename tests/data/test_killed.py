@@ -17,7 +17,7 @@ from ivl3_jax.data import Loader
 from tests.data.trainer import open_data, steps, write_data
 
 ROOT = Path(__file__).parents[2]
-COUNT, LONG = 40, 150
+COUNT, LONG = 40, 500
 HOSTS = (1, 2, 4)
 SETTINGS = [(1, 3), (2, 1), (4, 0), (1, 1), (2, 2), (1, 0)]  # of hosts, which are all in one process, and workers
 
@@ -115,7 +115,7 @@ def check_killed(data, directory, output, expected, kills):
             time.sleep(rng.random() * (0.05 if more else 2))  # in the middle of a batch, or before the first
             workers = children(process.pid)
             process.kill()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL, f"ended by itself after {written()} of {len(expected)} batches"
         wait_for(lambda left=workers: not any(map(is_running, left)))
     with start() as process:
         assert process.wait() == 0

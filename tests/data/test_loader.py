@@ -1,5 +1,6 @@
 """The loader: the same rows with any number of hosts and workers, from the start or gone on from any point."""
 
+import dataclasses
 import json
 from itertools import islice
 
@@ -89,16 +90,21 @@ def test_a_state_is_small(processor):
 
 
 def test_a_state_of_something_else_is_refused(processor):
-    loader = Loader(feed(processor, *SOURCES))
+    ours = feed(processor, *SOURCES)
+    loader = Loader(ours)
     state = loader.state
     loader.close()
     for other, words in (
         (feed(processor, *SOURCES, seed=1), "its seed is 0, here it is 1"),
         (feed(processor, *SOURCES, budget=(150, 8, 8)), r"its budget is \[200, 8, 8\], here it is \[150, 8, 8\]"),
         (feed(processor, SOURCES[0]), "its sources is"),
+        (dataclasses.replace(ours, parts=ours.parts[::-1]), "its sources is"),
+        (dataclasses.replace(ours, mixture=dataclasses.replace(ours.mixture, passes=(2, 1, 1))), "its passes is"),
     ):
         with pytest.raises(ValueError, match=f"the data's state is of another feed: {words}"):
             Loader(other, state=state)
+    with pytest.raises(ValueError, match=r"has the keys \['of'\]; Loader.state has 'of' and 'streams'"):
+        Loader(ours, state={"of": state["of"]})
     del state["streams"]["3"]
     with pytest.raises(ValueError, match=r"lacks the streams \[3\]; it must have those of all hosts"):
         Loader(feed(processor, *SOURCES), state=state)
@@ -107,6 +113,9 @@ def test_a_state_of_something_else_is_refused(processor):
 def test_numbers_that_do_not_fit(processor):
     with pytest.raises(ValueError, match=r"4 rows in a batch and 3 hosts; the hosts must be one of \[1, 2, 4\]"):
         share(4, 0, 3)
+    for name, value in (("workers", -1), ("ahead", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least {value + 1}"):
+            Loader(feed(processor, *SOURCES), **{name: value})
     with pytest.raises(ValueError, match="the host is number 2 of 2; it must lie in 0..1"):
         share(4, 2, 2)
     with pytest.raises(ValueError, match=r"the streams are \[0, 4\]; they must be ascending and lie in 0..3"):

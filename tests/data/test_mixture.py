@@ -95,6 +95,7 @@ def test_weights():
     [
         (("lenght", "ab", (1, 2)), "weights are 'lenght'; they must be length, sqrt, or a number"),
         (({"a": 1, "x": 2}, "ab", (1, 2)), r"given for \['x'\] and missing for \['b'\]; the sources are a, b"),
+        (({"a": 1, "b": 0}, "ab", (1, 2)), "the weight of b is 0.0; it must be above 0 and finite"),
         (("length", "ab", (1, 2), (True, True), 0.25), "text_share is 0.25, but all sources are multimodal"),
         (("length", "ab", (1, 2), (True, False), 1.0), "text_share is 1.0; it must be above 0 and below 1"),
     ],

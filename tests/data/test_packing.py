@@ -129,6 +129,17 @@ def test_rows_are_full(kind, least_tokens, least_tiles):
     assert np.mean([sum(item.tiles for item in row) for row in rows]) / ROW.tiles >= least_tiles
 
 
+def test_few_segments_let_no_more_wait():
+    """Short samples, of which a row takes few, neither pile up nor wait long; a state keeps all that wait."""
+    packer, rng, ages = Packer(Budget(tokens=16384, tiles=48, segments=16), 4.0), np.random.default_rng(0), []
+    for key in range(2000):
+        packer.add(Item(key, int(rng.integers(5, 40)), 0, 1))
+        if packer.ready:
+            ages.append(max(key - item.key for item in packer.row()))
+            assert len(packer.waiting) < 4 * 16
+    assert max(ages) < 64 * 16
+
+
 def test_what_fits_no_row():
     with pytest.raises(ValueError, match="does not fit into a row of"):
         Packer(Budget(10, 2, 3), 2.0).add(Item(0, 11, 0, 1))

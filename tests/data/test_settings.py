@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from ivl3_jax.data import Fault
+from ivl3_jax.data import Fault, Jpeg
+from ivl3_jax.data.jsonl import JsonlSource
 from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.settings import DataRecipe, open_feed, source_specs
 from tests.data.pictures import picture
@@ -46,6 +48,16 @@ def test_a_meta_file(processor, meta):
     loader.close()
     assert batch.tokens.shape == (2, 200)
     assert set(batch.source_id[batch.source_id > 0]) == {1}
+
+
+def test_other_ways_of_making_tiles(processor, meta):
+    plain = open_feed(recipe(meta), processor, seed=7).parts[1].encoder
+    assert (plain.video_jpeg, plain.processor.pad_to_square) == (None, False)
+    chosen = recipe(meta, pad_to_square=True, jpeg=Jpeg(quality=(80, 80)), jpeg_videos=True)
+    text, images = (part.encoder for part in open_feed(chosen, processor, seed=7).parts)
+    assert images.jpeg == images.video_jpeg == Jpeg(quality=(80, 80)) and text.video_jpeg is None
+    (unit,) = images.measure(JsonlSource(source_specs(chosen)[1], 1)[0], np.random.default_rng(0), 2)
+    assert unit.tiles == 1
 
 
 def test_text_and_pictures_in_proportion(processor, meta):
