@@ -1,17 +1,17 @@
 """The train step of InternVL3-1B's shapes through the real XLA:TPU compiler, without a TPU."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.model import abstract_model, batch_specs
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
-from ivl3_jax.training.optimizer import make_optimizer
-from ivl3_jax.training.step import TrainState, make_step
+from ivl3_jax.training.objectives import NextToken
+from ivl3_jax.training.step import init_state, make_step
 
 HBM = 16 * 2**30  # bytes of a v5e chip
 
@@ -26,16 +26,20 @@ def test_compiles_and_fits_v5e_4x4(libtpu, mesh):
     mesh = plan.make_mesh(list(topology.devices))
     config = InternVLConfig.preset("InternVL3-1B")
     graphdef, params = abstract_model(config, plan, mesh, param_dtype="float32", dtype="bfloat16")
-    optimizer = make_optimizer(TrainConfig())
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
+        state = jax.eval_shape(lambda p: init_state(p, TrainConfig()), params)
         batch = jax.tree.map(
-            lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+            lambda x, spec: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=NamedSharding(mesh, P(None, *spec))),
             empty_batch(16, 2048, 4, 8, config.vision.image_size),
             batch_specs(plan),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        step = make_step(graphdef, optimizer).trace(state, batch, key).lower(lowering_platforms=("tpu",)).compile()
+        step = (
+            make_step(graphdef, params, NextToken(), TrainConfig(), config.tile_tokens)
+            .trace(state, batch, None, key)
+            .lower(lowering_platforms=("tpu",))
+            .compile()
+        )
     memory = step.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert used - memory.alias_size_in_bytes < HBM
