@@ -100,8 +100,33 @@ def lines(count: int, repeats: int) -> Iterator[list[str]]:
             yield [str(buffers), name, str(theirs), str(len(rows)), *figures, *speed]
 
 
+def mixture(rng: np.random.Generator, count: int) -> Sizes:
+    """One to seven sizes of image, at most 48 tiles, of 16 to 256 tokens a tile, with short or long text."""
+    kinds = rng.choice(np.arange(0, rng.integers(2, ROW.tiles + 1)), rng.integers(1, 8))
+    tiles = rng.choice(kinds, count, p=rng.dirichlet(np.ones(len(kinds))))
+    each = rng.choice([16, 64, 256])
+    words = np.clip(rng.lognormal(rng.uniform(3, 7.5), rng.uniform(0.2, 1.2), count), 8, 4000)
+    return [(min(ROW.tokens, int(each * t + n)), int(t)) for t, n in zip(tiles, words, strict=True)]
+
+
+def mixtures(count: int) -> None:
+    """Prints in how many made-up mixtures, with how many buffers, the packer makes more rows than the original."""
+    cases = []
+    for seed in range(count):
+        sizes = mixture(np.random.default_rng(seed), 1500)
+        cases += [(published(sizes, buffers), len(ours(sizes, buffers))) for buffers in BUFFERS]
+    more = [rows - theirs for theirs, rows in cases if rows > theirs]
+    total = [sum(rows) for rows in zip(*cases, strict=True)]
+    buffers = ", ".join(map(str, BUFFERS))
+    print(
+        f"\n{count} mixtures with buffers of {buffers}: {len(more)} of {len(cases)} make more rows than the original,"
+    )
+    print(f"{sum(more)} together; in all {total[0]:,} rows theirs, {total[1]:,} ours")
+
+
 def packing(count: int, repeats: int) -> None:
-    """Prints rows, fill, and microseconds a sample."""
+    """Prints rows, fill, and microseconds a sample; then how often there are more rows than in the original."""
     print(f"\nRows made of {count:,} samples, and µs a sample")
     head = ["buffers", "stream", "theirs", "ours", "at least", "token fill", "tile fill", "µs, theirs", "µs, ours"]
     table(head, lines(count, repeats))
+    mixtures(50)

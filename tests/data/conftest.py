@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, VisionConfig
-from ivl3_jax.data import Processor, Tokenizer
+from ivl3_jax.data import Encoder, Processor, Tokenizer
 from ivl3_jax.data.tokenizer_training import train_tokenizer, write_tokenizer_files
 from ivl3_jax.hf_config import to_hf
 from tests.data.buckets import bucket
@@ -49,3 +50,13 @@ def processor(directory):
 def plain(processor):
     """The same without thumbnails and with one tile an image, where counts should be easy to follow."""
     return dataclasses.replace(processor, max_tiles=1)
+
+
+@pytest.fixture(scope="session")
+def encoder(processor):
+    return Encoder(processor, tokens=400, tiles=20)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)

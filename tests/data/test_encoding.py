@@ -19,16 +19,6 @@ FIELDS = ("tokens", "labels", "supervised", "tiles", "visual_index", "positions"
 
 
 @pytest.fixture(scope="module")
-def encoder(processor):
-    return Encoder(processor, tokens=400, tiles=20)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Two photographs, and a video as a directory of frames."""
     root = tmp_path_factory.mktemp("files")

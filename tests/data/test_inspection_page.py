@@ -32,7 +32,7 @@ def report(processor, tmp_path_factory):
     weights = {"text": 1, "images": 1, "<some>": 1, "pairs": 2}
     recipe = DataRecipe(meta=[str(meta)], rows=2, tokens=600, tiles=12, segments=10, weights=weights)
     found, _ = open_with_pairs(recipe, processor, seed=1)
-    report = inspect(found, draws=400, pictures=4)
+    report = inspect(found, draws=400, pictures=6)
     report.about = {"data": "<meta>.json", "model": "a & b"}
     return report
 
@@ -68,7 +68,7 @@ def test_what_is_marked_is_what_has_a_label(report, drawn, processor):
     decode = processor.tokenizer.decode
     shown = [(picture.batch, index) for picture in report.pictures for index in range(picture.batch.segment_ids.max())]
     segments = segments_of(drawn)
-    assert len(segments) == len(shown) > 12
+    assert len(segments) == len(shown) > 20
     for (batch, index), pieces in zip(shown, segments, strict=True):
         here = batch.segment_ids[0] == index + 1
         labels = batch.labels[0][here]

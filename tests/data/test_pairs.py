@@ -5,22 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ivl3_jax.data import Encoder, Fault, Message, Pair, collate
+from ivl3_jax.data import Fault, Message, Pair, collate
 from ivl3_jax.data.positions import random_deltas
 from tests.data.pictures import picture
 from tests.data.talks import messages, sample
 
 IGNORE = -100
-
-
-@pytest.fixture(scope="module")
-def encoder(processor):
-    return Encoder(processor, tokens=400, tiles=20)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
 
 
 def pair(*turns, chosen="It is 7.", rejected="Eight, I think.", images=(), **fields):
