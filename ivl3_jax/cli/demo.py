@@ -65,8 +65,17 @@ def run_stages(argv: list[str]) -> int:
         "handwritten digits, beside an MLP warm-up and plain positions, over several seeds.",
         example="ivl3 demo --recipe --seeds '[0]' --ablations false",
     )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
-    found = run_recipe_demo(config, tell=lambda line: console.print(line, highlight=False))
+    columns = (TextColumn("all stages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("steps", total=config.all_steps)
+        found = run_recipe_demo(
+            config,
+            tell=lambda line: console.print(line, highlight=False),
+            report=lambda now: bar.advance(task),
+        )
     table = Table(title="Right answers on held-out handwriting")
     for name in ("after", "mean", "least", "most"):
         table.add_column(name, justify="left" if name == "after" else "right")

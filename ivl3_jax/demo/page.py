@@ -1,7 +1,7 @@
 """What a run leaves to look at: the training curve, and a page of pictures with question, answer and verdict."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -48,38 +48,6 @@ def draw_curve(progress: Sequence[Progress], stages: Sequence[tuple[int, str]], 
     bottom.grid(alpha=0.25)
     figure.suptitle("A small InternVL3 learns to read")
     figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def draw_recipe(
-    losses: Mapping[str, Sequence[float]],
-    right: Mapping[str, Sequence[float]],
-    longer: Mapping[str, Sequence[float]],
-    file: Path,
-) -> None:
-    """The stages' losses at one seed, and right answers at all seeds: their mean, and each as a point."""
-    figure, (curves, shares) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    for name, values in losses.items():
-        window = max(1, len(values) // 50)
-        mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        curves.plot(np.arange(window - 1, len(values)), mean, label=name, linewidth=1.5)
-    curves.set_yscale("log")
-    curves.set_xlabel("step of the stage")
-    curves.set_ylabel("loss")
-    curves.grid(alpha=0.25, which="both")
-    curves.legend(frameon=False, fontsize=9)
-    bars = [(name, values, BLUE) for name, values in right.items()]
-    bars += [(f"finer tiles: {name}", values, GREY) for name, values in longer.items()]
-    for place, (_, values, colour) in enumerate(bars):
-        shares.barh(place, np.mean(values), color=colour, alpha=0.35)
-        shares.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-    shares.set_yticks(range(len(bars)), [name for name, _, _ in bars])
-    shares.invert_yaxis()
-    shares.set_xlim(0, 1)
-    shares.set_xlabel("right answers on held-out handwriting, a point for each seed")
-    shares.grid(alpha=0.25, axis="x")
-    figure.suptitle("The recipe on handwriting")
-    figure.savefig(file, dpi=110)
     plt.close(figure)
 
 

@@ -41,7 +41,8 @@ class RecipeConfig:
             learning rates.
         asked: questions whose sampled answers become preference pairs where they are wrong.
         rows, tokens: B and S of a batch. max_tiles: of one picture, its thumbnail not counted.
-        examination: the share of the examination's questions to ask.
+        examination: the share of the examination's questions to ask after a stage.
+        looks: times that a tenth of them is asked while a model is fine-tuned, for the curve.
         ablations: whether the other ways to a fine-tuned model are gone too.
     """
 
@@ -60,14 +61,30 @@ class RecipeConfig:
     tokens: int = 128
     max_tiles: int = 4
     examination: float = 0.5
+    looks: int = 8
     ablations: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("pretrain_steps", "sft_steps", "preference_steps", "asked", "rows", "tokens", "max_tiles"):
+        for name in (
+            "pretrain_steps",
+            "sft_steps",
+            "preference_steps",
+            "asked",
+            "rows",
+            "tokens",
+            "max_tiles",
+            "looks",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"RecipeConfig.{name} is {getattr(self, name)}; it must be at least 1")
         if not self.seeds:
             raise ValueError("RecipeConfig.seeds is empty; give at least one")
+
+    @property
+    def all_steps(self) -> int:
+        """Of all stages at all seeds."""
+        ways = 3 if self.ablations else 1
+        return len(self.seeds) * (ways * (self.pretrain_steps + self.sft_steps) + self.preference_steps)
 
     @property
     def model(self) -> DemoConfig:
@@ -81,12 +98,14 @@ class Found:
     Attributes:
         right: by way and stage, the share of right answers in the examination at each seed.
         longer: by way and step of V2PE, likewise with pictures cut finer than any in training.
-        losses: by way and stage, the losses of the first seed. seconds: of everything.
+        losses: by way and stage, those of every step at each seed.
+        along: by way, (step, share of right answers) while it is fine-tuned, at each seed. seconds: of everything.
     """
 
     right: dict[str, list[float]] = field(default_factory=dict)
     longer: dict[str, list[float]] = field(default_factory=dict)
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    losses: dict[str, list[list[float]]] = field(default_factory=dict)
+    along: dict[str, list[list[tuple[int, float]]]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -102,18 +121,26 @@ class Lab:
     report: Callable[[Progress], None]
     found: Found
 
-    def teach(self, name: str, model: Model, stream: Iterator[Batch], config: TrainConfig, reference=None) -> Model:
+    def teach(
+        self,
+        name: str,
+        model: Model,
+        stream: Iterator[Batch],
+        config: TrainConfig,
+        *,
+        reference: ReferenceModel | None = None,
+        look: Callable[[Model, int], None] = lambda model, step: None,
+    ) -> Model:
         """A stage; the model's arrays are used up."""
         self.tell(f"seed {self.seed}: {name}, {config.steps} steps")
         losses: list[float] = []
 
         def told(now: Progress) -> None:
-            losses.append(now.loss)
+            losses.append(round(now.loss, 4))
             self.report(now)
 
-        trained, _ = train(model, stream, config, reference=reference, report=told)
-        if self.seed == self.config.seeds[0]:
-            self.found.losses[name] = losses
+        trained, _ = train(model, stream, config, reference=reference, report=told, look=look)
+        self.found.losses.setdefault(name, []).append(losses)
         return trained
 
     def stream(self, sources, steps: int, **changes) -> Iterator[Batch]:
@@ -154,8 +181,16 @@ class Lab:
     def tuned(self, name: str, model: Model, *, deltas: bool) -> Model:
         """Supervised fine-tuning."""
         steps = self.config.sft_steps
+        points: list[tuple[int, float]] = []
+
+        def look(now: Model, step: int) -> None:
+            if step % max(1, steps // self.config.looks) == 0:
+                points.append((step, self.right(now, self.config.examination / 10)))
+
         stream = self.stream(instructions(self.seed), steps, deltas=deltas)
-        return self.teach(name, model, stream, self.settings(steps, self.config.sft_rate))
+        trained = self.teach(name, model, stream, self.settings(steps, self.config.sft_rate), look=look)
+        self.found.along.setdefault(name, []).append(points)
+        return trained
 
     def preferring(self, name: str, model: Model) -> Model:
         """Mixed preference optimisation on the model's own mistakes about training digits."""
@@ -174,18 +209,23 @@ class Lab:
         settings = self.settings(config.preference_steps, config.preference_rate, preference=PreferenceWeights())
         return self.teach(name, model, stream, settings, reference=ReferenceModel(copied(model)))
 
+    def right(self, model: Model, share: float) -> float:
+        """The share of right answers to that share of the examination."""
+        answered = examine(Chat(model, processor=self.processor), share)
+        return float(np.mean([answer.right for answer in answered]))
+
     def examine(self, name: str, model: Model) -> None:
         """Adds the share of right answers."""
-        chat = Chat(model, processor=self.processor)
-        self.found.right.setdefault(name, []).append(share(examine(chat, self.config.examination)))
+        self.found.right.setdefault(name, []).append(self.right(model, self.config.examination))
 
     def examine_longer(self, name: str, model: Model) -> None:
         """Adds those about pictures that are cut finer, for each step of V2PE."""
         for delta in STEPS:
             positions = partial(v2pe_positions, delta=delta)
             processor = dataclasses.replace(finer(self.processor, FINER), positions=positions)
-            answered = examine(Chat(model, processor=processor), self.config.examination)
-            self.found.longer.setdefault(f"{name}, step {delta:g}", []).append(share(answered))
+            longer = dataclasses.replace(self, processor=processor)
+            found = longer.right(model, self.config.examination)
+            self.found.longer.setdefault(f"{name}, step {delta:g}", []).append(found)
 
 
 def run_recipe_demo(
@@ -229,14 +269,9 @@ def write(config: RecipeConfig, found: Found, output: Path) -> None:
     """Figures as demo.json, curves and shares as recipe.png."""
     facts = {"config": dataclasses.asdict(config), **dataclasses.asdict(found)}
     (output / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    from ivl3_jax.demo.page import draw_recipe
+    from ivl3_jax.demo.recipe_picture import draw_recipe
 
-    draw_recipe(found.losses, found.right, found.longer, output / "recipe.png")
-
-
-def share(answered) -> float:
-    """The share of right answers."""
-    return float(np.mean([answer.right for answer in answered]))
+    draw_recipe(found.losses, found.along, found.right, found.longer, output / "recipe.png")
 
 
 def copied(model: Model) -> Model:

@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from ivl3_jax.data.encoded import Encoded
-from ivl3_jax.inference.sampling import GREEDY, Sampling, choose
+from ivl3_jax.inference.programs import programs_of
+from ivl3_jax.inference.sampling import GREEDY, Sampling
 from ivl3_jax.layers.stack import unstack
-from ivl3_jax.models.internvl import InternVL
 from ivl3_jax.models.model import Model
 
 
@@ -33,8 +33,8 @@ def whole_number(name: str, value: Any, least: int) -> int:
 class Generator:
     """Continues prompts token by token, on one device.
 
-    Compiled once for each bucket of prompt length and capacity. It holds the decoder's layers one by one: where the
-    model itself is not needed any more, drop it to get its memory back.
+    Compiled once for each bucket of prompt length and capacity, for all models of one configuration. It holds the
+    decoder's layers one by one: where the model itself is not needed any more, drop it to get its memory back.
     """
 
     def __init__(self, model: Model) -> None:
@@ -48,10 +48,8 @@ class Generator:
         with jax.set_mesh(self.mesh):
             module = nnx.merge(model.graphdef, model.params)
             module.decoder.layers = unstack(module.decoder.layers)
-            self.graphdef, self.params = nnx.split(module)
-        self._visual = jax.jit(self._encode_tiles)
-        self._start = jax.jit(self._prefill, static_argnames=("capacity", "sampling"))
-        self._next = jax.jit(self._step, static_argnames="sampling", donate_argnames="cache")
+            graphdef, self.params = nnx.split(module)
+        self._dtype, self._programs = module.dtype, programs_of(graphdef)
 
     def stream(
         self, prompts: Sequence[Encoded], max_new_tokens: int, sampling: Sampling = GREEDY
@@ -81,7 +79,7 @@ class Generator:
         with jax.set_mesh(self.mesh):
             visual = jnp.stack([self.visual_tokens(prompt.tiles, size) for prompt in prompts])
             capacity = bucket(int(lengths.max()) + max_new_tokens)
-            token, cache = self._start(
+            token, cache = self._programs.start(
                 self.params, tokens, visual_index, visual, positions, lengths, key, capacity=capacity, sampling=sampling
             )
         for number in range(1, max_new_tokens + 1):
@@ -89,7 +87,7 @@ class Generator:
             if number < max_new_tokens:
                 done = number - 1  # a plain int, which keeps the dtypes
                 with jax.set_mesh(self.mesh):
-                    coming, cache = self._next(
+                    coming, cache = self._programs.next(
                         self.params, token, cache, following + done, lengths + done, key, number, sampling=sampling
                     )
             yield np.asarray(token)  # while the next one is computed
@@ -119,9 +117,9 @@ class Generator:
         parts, start = [], 0
         while start < len(tiles):
             count = 1 << ((len(tiles) - start).bit_length() - 1)
-            parts.append(self._visual(self.params, tiles[start : start + count]))
+            parts.append(self._programs.visual(self.params, tiles[start : start + count]))
             start += count
-        found = jnp.concatenate(parts) if parts else jnp.zeros((0, self.config.decoder.width), self._module().dtype)
+        found = jnp.concatenate(parts) if parts else jnp.zeros((0, self.config.decoder.width), self._dtype)
         return jnp.pad(found, ((0, rows - found.shape[0]), (0, 0)))
 
     def _check(self, prompts: Sequence[Encoded], max_new_tokens: int) -> None:
@@ -134,51 +132,3 @@ class Generator:
                 f"the prompt takes {furthest} positions and the answer may take {max_new_tokens}; together they pass "
                 f"the {limit} that the model takes: use fewer or smaller images, or a lower max_new_tokens"
             )
-
-    def _module(self, params: Any = None) -> InternVL:
-        return nnx.merge(self.graphdef, self.params if params is None else params)
-
-    def _encode_tiles(self, params: Any, tiles: jax.Array) -> jax.Array:
-        return self._module(params).visual_tokens(tiles[None])[0]
-
-    def _prefill(
-        self,
-        params: Any,
-        tokens: jax.Array,
-        visual_index: jax.Array,
-        visual: jax.Array,
-        positions: jax.Array,
-        lengths: jax.Array,
-        key: jax.Array,
-        *,
-        capacity: int,
-        sampling: Sampling,
-    ) -> tuple[jax.Array, Any]:
-        module = self._module(params)
-        place = jnp.arange(tokens.shape[1])
-        x = module.merge(module.decoder.embed(tokens, module.dtype), visual, visual_index)
-        segment_ids = (place < lengths[:, None]).astype(jnp.int32)
-        x, cache = module.decoder.prefill(x, positions, segment_ids, capacity)
-        last = x[jnp.arange(x.shape[0]), lengths - 1][:, None]
-        return self._token(module, last, key, 0, sampling), cache
-
-    def _step(
-        self,
-        params: Any,
-        token: jax.Array,
-        cache: Any,
-        positions: jax.Array,
-        lengths: jax.Array,
-        key: jax.Array,
-        number: int,
-        *,
-        sampling: Sampling,
-    ) -> tuple[jax.Array, Any]:
-        module = self._module(params)
-        x = module.decoder.embed(token[:, None], module.dtype)
-        x, cache = module.decoder.step(x, positions[:, None], cache, lengths)
-        return self._token(module, x, key, number, sampling), cache
-
-    def _token(self, module: InternVL, x: jax.Array, key: jax.Array, number: int, sampling: Sampling) -> jax.Array:
-        logits = module.decoder.logits(module.decoder.norm(x))[:, 0]
-        return choose(logits, sampling, jax.random.fold_in(key, number))

@@ -50,6 +50,14 @@ def test_float64():
         assert Generator(wide).generate(PROMPTS, 3, ()) == alone
 
 
+def test_another_model_of_the_same_configuration_compiles_nothing(generator):
+    generator.generate(PROMPTS[1:2], 3, ())
+    compiled = generator._programs.next._cache_size()
+    other = Generator(model().replace(jax.tree.map(lambda leaf: leaf * 1.5, model().params)))
+    other.generate(PROMPTS[1:2], 3, ())
+    assert other._programs is generator._programs and other._programs.next._cache_size() == compiled
+
+
 def test_a_cache_gives_what_a_full_pass_gives():
     """Prefill of a part, then step by step: the logits of every position."""
     batch = random_batch(2, [(20, 1)], length=20, tiles=1)
