@@ -129,9 +129,7 @@ def packed(setting: Setting, steps: int) -> None:
 
     found = middle({name: lambda name=name: measure(name) for name in shapes})
     rates = {name: useful[name] / found[name] for name in found}
-    print(
-        "\n| batches | rows x positions | tiles a row | useful positions | ms a step | useful tokens a second | packed |"
-    )
+    print("\n| batches | rows x positions | tiles a row | useful | ms a step | useful tokens a second | packed |")
     print("|---|---|---|---|---|---|---|")
     for name, (count, budget) in shapes.items():
         share = useful[name] / (count * budget.tokens)
@@ -140,8 +138,8 @@ def packed(setting: Setting, steps: int) -> None:
             f"| {rates[name]:,.0f} | {rates['packed'] / rates[name]:.2f} times |"
         )
     print(
-        f"The longest conversation has {lengths.max() / lengths.mean():.2f} times the mean's positions, the one of most "
-        f"tiles {tiles.max() / tiles.mean():.2f} times the mean's: more cannot be had beside the longest."
+        f"The longest conversation has {lengths.max() / lengths.mean():.2f} times the mean's positions, the one of most"
+        f" tiles {tiles.max() / tiles.mean():.2f} times the mean's: more cannot be had beside the longest."
     )
 
 
