@@ -1,9 +1,10 @@
-"""InternVL3-1B's shapes in bfloat16 on whatever accelerator jax sees: prefill, decoding, a train step.
+"""InternVL3's shapes in bfloat16 on whatever accelerator jax sees: train steps on packed rows, prefill, decoding.
 
-    python benchmarks/accelerator.py [--size InternVL3-1B] [--layers N] [--tokens 4096] [--tiles 8]
+    python benchmarks/accelerator.py [SIZE[:lora] ...] [--layers N] [--tokens 8192] [--tiles 16] [--profile DIRECTORY]
 
-Weights are random. Times are medians of `--repeat` runs after a warm-up; MFU counts 6 floating-point operations a
-parameter and position (2 for the forward pass) and attention's products, without recomputation, against `--peak`.
+Weights are random. Training: full fine-tuning with float32 parameters and moments, or adapters of rank 16 on a decoder
+in bfloat16; computed in bfloat16, every layer rematerialised. The MFU is that which `ivl3 train` reports
+(docs/training.md): neither padding nor recomputation counts. Generation: bfloat16 weights, one row.
 """
 
 import argparse
@@ -12,113 +13,143 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from itertools import repeat
 
 import jax
 import numpy as np
 
 from ivl3_jax.batch import IGNORE, Batch, empty_batch
-from ivl3_jax.config import InternVLConfig
+from ivl3_jax.config import InternVLConfig, Lora
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.inference.generate import Generator
-from ivl3_jax.models.model import Model, place_batch
+from ivl3_jax.models.adapters import adapted
+from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.training.config import TrainConfig
-from ivl3_jax.training.optimizer import make_optimizer
-from ivl3_jax.training.step import init_state, make_step
+from ivl3_jax.training.config import Component, TrainConfig
+from ivl3_jax.training.flops import StepFlops, peak_flops
+from ivl3_jax.training.loop import Progress, train
 
+SIZES = ("InternVL3-1B", "InternVL3-2B", "InternVL3-8B:lora")
 NEW_TOKENS = 64
+WARM = 3  # steps before the clock starts
+LORA = Lora(16)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="InternVL3-1B")
+    parser.add_argument("sizes", nargs="*", default=SIZES, metavar="SIZE", help="default: " + " ".join(SIZES))
     parser.add_argument("--layers", type=int, help="of ViT and decoder, for a quick try")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a row, visual tokens included")
-    parser.add_argument("--tiles", type=int, default=8)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s of the chip in bf16; 989e12 is an H200's")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a row, visual tokens included")
+    parser.add_argument("--tiles", type=int, default=16, help="of a row")
+    parser.add_argument("--segments", type=int, default=8, help="of a row")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--profile", help="where to write a trace of the last three steps of each")
     arguments = parser.parse_args()
-    config = InternVLConfig.preset(arguments.size)
-    if arguments.layers:
-        vision = dataclasses.replace(config.vision, layers=arguments.layers)
-        decoder = dataclasses.replace(config.decoder, layers=arguments.layers)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+    print("| train step | tokens, tiles, segments | trained | seconds | tokens a second | MFU | peak memory |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for size in arguments.sizes:
+        name, _, adapters = size.partition(":")
+        training(shapes(name, arguments.layers), name, adapters == "lora", arguments)
+    print("\n| generation | seconds |\n|---|---|", flush=True)
+    name = arguments.sizes[0].partition(":")[0]
+    generation(shapes(name, arguments.layers), name, arguments)
+
+
+def shapes(name: str, layers: int | None) -> InternVLConfig:
+    config = InternVLConfig.preset(name)
+    if layers:
+        vision = dataclasses.replace(config.vision, layers=layers)
+        decoder = dataclasses.replace(config.decoder, layers=layers)
         config = dataclasses.replace(config, vision=vision, decoder=decoder)
-    batch = example(config, arguments.tokens, arguments.tiles)
-    print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.size}, {arguments.tokens} tokens, ", end=""
-    )
-    print(f"{arguments.tiles} tiles\n\n| measure | seconds | MFU |\n|---|---|---|", flush=True)
-    work = forward_flops(config, arguments.tokens, arguments.tiles)
-
-    generation(config, batch, work, arguments)
-    training(config, batch, work, arguments)
+    return config
 
 
-def generation(config: InternVLConfig, batch: Batch, work: float, arguments: argparse.Namespace) -> None:
-    """Prefill and decoding with bfloat16 weights."""
-    generator = Generator(Model.init(config, param_dtype="bfloat16", dtype="bfloat16"))
-    nothing = np.zeros(arguments.tokens, bool)
-    prompt = Encoded(*(x[0] for x in batch[:2]), nothing, batch.tiles[0], batch.visual_index[0], batch.positions[0])
-    prefill = median(arguments.repeat, lambda: next(generator.stream([prompt], NEW_TOKENS)))
-    # A prefill projects its last position only.
-    projected = 2 * (arguments.tokens - 1) * config.decoder.width * config.decoder.vocab
-    print(f"| prefill | {prefill:.4f} | {(work - projected) / prefill / arguments.peak:.1%} |", flush=True)
-    whole = median(arguments.repeat, lambda: list(generator.stream([prompt], NEW_TOKENS)))
-    print(f"| decoding, a token | {(whole - prefill) / (NEW_TOKENS - 1):.5f} | |", flush=True)
-
-
-def training(config: InternVLConfig, batch: Batch, work: float, arguments: argparse.Namespace) -> None:
-    """A whole step with float32 parameters and moments, computed in bfloat16, every layer rematerialised."""
+def training(config: InternVLConfig, name: str, lora: bool, arguments: argparse.Namespace) -> None:
+    """The loop's steps on one packed row."""
     plan = ShardingPlan(remat={"vision": "full", "decoder": "full"})
-    model = Model.init(config, plan, dtype="bfloat16")
-    optimizer = make_optimizer(TrainConfig())
-    step = make_step(model.graphdef, optimizer)
-    with jax.set_mesh(model.mesh):
-        placed, key = place_batch(batch, plan, model.mesh), jax.random.key(0)
-        states = [init_state(model.params, optimizer)]
+    model = Model.init(config, plan, param_dtype="bfloat16" if lora else "float32", dtype="bfloat16")
+    settings = TrainConfig(steps=arguments.steps, learning_rate=1e-6)
+    if lora:
+        model = adapted(model, {"decoder": LORA})
+        frozen = Component(train=False)
+        settings = dataclasses.replace(settings, vision=frozen, projector=frozen, decoder=Component(lora=LORA))
+    batch = packed_row(config, arguments.tokens, arguments.tiles, arguments.segments)
+    seen: list[Progress] = []
 
-        def train() -> None:
-            state, metrics = step(states.pop(), placed, key)
-            states.append(state)
-            jax.block_until_ready(metrics)
+    def look(model: Model, step: int) -> None:
+        if arguments.profile and step == arguments.steps - 3:
+            jax.profiler.start_trace(f"{arguments.profile}/{name}")
 
-        seconds = median(arguments.repeat, train)
-    print(f"| train step | {seconds:.4f} | {3 * work / seconds / arguments.peak:.1%} |", flush=True)
+    flops = StepFlops(config, model.params, settings.components)
+    train(model, repeat(batch), settings, report=seen.append, look=look)
+    if arguments.profile:
+        jax.profiler.stop_trace()
+    last = arguments.steps - (4 if arguments.profile else 1)
+    seconds = (seen[last].seconds - seen[WARM - 1].seconds) / (last - WARM + 1)
+    work = flops(
+        positions=arguments.tokens,
+        tokens=seen[-1].tokens,
+        attended=attended(arguments.tokens, arguments.segments),
+        tiles=arguments.tiles,
+    )
+    peak = peak_flops()
+    mfu = "unknown peak" if peak is None else f"{work / seconds / peak:.1%}"
+    stats = jax.devices()[0].memory_stats() or {}
+    memory = f"{stats['peak_bytes_in_use'] / 1e9:.1f} GB" if "peak_bytes_in_use" in stats else ""
+    shape = f"{arguments.tokens}, {arguments.tiles}, {arguments.segments}"
+    trained = "adapters" if lora else "all"
+    rate = arguments.tokens / seconds
+    print(f"| {name} | {shape} | {trained} | {seconds:.4f} | {rate:,.0f} | {mfu} | {memory} |", flush=True)
 
 
-def median(repeat: int, call: Callable[[], object]) -> float:
-    times = []
-    for _ in itertools.repeat(None, repeat + 1):
+def generation(config: InternVLConfig, name: str, arguments: argparse.Namespace) -> None:
+    """Prefill and decoding with bfloat16 weights."""
+    tokens, tiles = arguments.tokens // 2, arguments.tiles // 2
+    batch = packed_row(config, tokens, tiles, 1)
+    generator = Generator(Model.init(config, param_dtype="bfloat16", dtype="bfloat16"))
+    nothing = np.zeros(tokens, bool)
+    prompt = Encoded(*(x[0] for x in batch[:2]), nothing, batch.tiles[0], batch.visual_index[0], batch.positions[0])
+    prefill = median(5, lambda: next(generator.stream([prompt], NEW_TOKENS)))
+    print(f"| {name}, prefill of {tokens} tokens with {tiles} tiles | {prefill:.4f} |", flush=True)
+    whole = median(5, lambda: list(generator.stream([prompt], NEW_TOKENS)))
+    print(f"| {name}, decoding, a token | {(whole - prefill) / (NEW_TOKENS - 1):.5f} |", flush=True)
+
+
+def median(times: int, call: Callable[[], object]) -> float:
+    taken = []
+    for _ in itertools.repeat(None, times + 1):
         began = time.perf_counter()
         call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
 
 
-def example(config: InternVLConfig, tokens: int, tiles: int) -> Batch:
-    """One row: a few tokens of text, the tiles, text to the end."""
+def packed_row(config: InternVLConfig, tokens: int, tiles: int, segments: int) -> Batch:
+    """One row of segments of equal length: a few tokens of text, a share of the tiles, text to the end."""
     rng = np.random.default_rng(0)
-    visual = np.arange(tiles * config.tile_tokens)
-    if len(visual) + 16 > tokens:
-        raise SystemExit(f"--tokens is {tokens}; {tiles} tiles need at least {len(visual) + 16}")
-    batch = empty_batch(1, tokens, tiles, 1, config.vision.image_size)
+    length, each = tokens // segments, tiles // segments
+    visual = np.arange(each * config.tile_tokens)
+    if tokens % segments or tiles % segments or len(visual) + 16 > length:
+        told = f"{segments} segments of {length} tokens and {each} tiles"
+        raise SystemExit(f"--tokens {tokens} and --tiles {tiles} make no {told} of {config.tile_tokens} tokens each")
+    batch = empty_batch(1, tokens, tiles, segments, config.vision.image_size)
     batch.tokens[:] = rng.integers(0, config.decoder.vocab, batch.tokens.shape)
-    batch.visual_index[0, 8 + visual] = visual
-    batch.segment_ids[:] = 1
-    batch.positions[:] = np.arange(tokens)
     batch.tiles[:] = rng.integers(0, 256, batch.tiles.shape)
-    batch.labels[0, :-1] = np.where(batch.visual_index[0, 1:] < 0, batch.tokens[0, 1:], IGNORE)
+    for number in range(segments):
+        here = slice(number * length, (number + 1) * length)
+        batch.visual_index[0, here][8 + visual] = number * len(visual) + visual
+        batch.segment_ids[0, here], batch.positions[0, here] = number + 1, np.arange(length)
+        text = batch.visual_index[0, here][1:] < 0
+        batch.labels[0, here][:-1] = np.where(text, batch.tokens[0, here][1:], IGNORE)
     batch.loss_weights[:] = batch.labels != IGNORE
     return batch
 
 
-def forward_flops(config: InternVLConfig, tokens: int, tiles: int) -> float:
-    """Of one forward pass over one row: products with weights, and attention (half of the square where causal)."""
-    v, d = config.vision, config.decoder
-    vit = v.layers * (4 * v.width**2 + 2 * v.width * v.mlp)
-    block = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads) + 3 * d.width * d.mlp
-    attention = 4 * tiles * v.layers * v.positions**2 * v.width + 2 * d.layers * tokens**2 * d.heads * d.head_dim
-    return 2 * tiles * v.positions * vit + 2 * tokens * (d.layers * block + d.width * d.vocab) + attention
+def attended(tokens: int, segments: int) -> float:
+    """Pairs of positions that see each other."""
+    length = tokens // segments
+    return segments * length * (length + 1) / 2
 
 
 if __name__ == "__main__":
