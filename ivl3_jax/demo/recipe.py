@@ -39,7 +39,7 @@ class RecipeConfig:
         seeds: of the runs whose mean and spread are given.
         pretrain_steps, sft_steps, preference_steps: of the stages; pretrain_rate, sft_rate, preference_rate: their peak
             learning rates.
-        asked: questions whose sampled answers become preference pairs where they are wrong.
+        asked: questions for preference pairs. samples: answers to each, of which a wrong one stands against the right.
         rows, tokens: B and S of a batch. max_tiles: of one picture, its thumbnail not counted.
         examination: the share of the examination's questions to ask after a stage.
         looks: times that a tenth of them is asked while a model is fine-tuned, for the curve.
@@ -56,7 +56,8 @@ class RecipeConfig:
     pretrain_rate: float = 8e-4
     sft_rate: float = 6e-4
     preference_rate: float = 2e-5
-    asked: int = 3000
+    asked: int = 2000
+    samples: int = 8
     rows: int = 6
     tokens: int = 128
     max_tiles: int = 4
@@ -195,8 +196,9 @@ class Lab:
     def preferring(self, name: str, model: Model) -> Model:
         """Mixed preference optimisation on the model's own mistakes about training digits."""
         config = self.config
-        pairs = preference_pairs(Chat(model, processor=self.processor), self.seed, config.asked)
-        self.tell(f"seed {self.seed}: {len(pairs)} of {config.asked} sampled answers are wrong, and make pairs")
+        pairs = preference_pairs(Chat(model, processor=self.processor), self.seed, config.asked, config.samples)
+        told = f"{len(pairs)} of {config.asked} questions have a wrong answer among {config.samples}, and make pairs"
+        self.tell(f"seed {self.seed}: {told}")
         if not pairs:
             return model
         stream = self.stream(

@@ -107,25 +107,31 @@ def instructions(seed: int) -> list[tuple[Source, float]]:
     return [(Lessons(EVERYTHING, seed), 1.0)]
 
 
-def preference_pairs(chat: Chat, seed: int, questions: int) -> list[Pair]:
-    """Pairs as MMPR's are made where answers can be checked: sampled answers, the wrong ones against the right one.
+def preference_pairs(chat: Chat, seed: int, questions: int, samples: int) -> list[Pair]:
+    """Pairs as MMPR's are made where answers can be checked: several are sampled, a wrong one against the right one.
+
+    A question makes one pair if any of its samples is wrong. With a single sample each, a model that knows how sure it
+    may be would be wrong about a picture as often in favour of either reading, and such pairs teach it to doubt.
 
     Args:
-        chat: the model that answers, at temperature 1. questions: about training digits.
+        chat: the model that answers, at temperature 1. questions: about training digits. samples: of each answer.
     """
     asked = [_question(seed, number) for number in range(questions)]
     tokenizer, found = chat.processor.tokenizer, []
     for start in range(0, questions, AT_ONCE):
         group = asked[start : start + AT_ONCE]
         prompts = [chat.processor.encode_prompt(question.prompt()) for question in group]
-        sampling = Sampling(temperature=1.0, seed=seed + start)
-        for question, reply in zip(
-            group, chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling), strict=True
-        ):
-            said = tokenizer.decode(reply)
-            if said and not question.right(said):
-                sample = question.sample()
-                found.append(Pair(sample.messages[:-1], question.answer, said, sample.images))
+        wrong: dict[int, str] = {}
+        for turn in range(samples):
+            sampling = Sampling(temperature=1.0, seed=(seed * questions + start) * samples + turn)
+            replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
+            for number, (question, reply) in enumerate(zip(group, replies, strict=True)):
+                said = tokenizer.decode(reply)
+                if said and not question.right(said):
+                    wrong.setdefault(number, said)
+        for number, said in sorted(wrong.items()):
+            sample = group[number].sample()
+            found.append(Pair(sample.messages[:-1], group[number].answer, said, sample.images))
     return found
 
 

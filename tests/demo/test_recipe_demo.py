@@ -38,12 +38,12 @@ def test_pretraining_reads_and_has_a_quarter_of_text():
 
 
 class Parrot:
-    """A model that gives the right answer to every other question, and otherwise nonsense."""
+    """A model that says nothing to every other question, and otherwise nonsense, but only now and then."""
 
     def __init__(self):
         self.processor, self.generator = self, self
         self.tokenizer, self.eos_ids = self, ()
-        self.asked = 0
+        self.asked, self.turns = 0, []
 
     def encode_prompt(self, prompt):
         return prompt
@@ -51,7 +51,8 @@ class Parrot:
     def generate(self, prompts, limit, stop, sampling):
         assert sampling.temperature == 1.0
         self.asked += len(prompts)
-        return ["nonsense" if number % 2 else None for number in range(len(prompts))]
+        self.turns.append(sampling.seed)
+        return ["nonsense" if number % 2 and len(self.turns) > 1 else None for number in range(len(prompts))]
 
     def decode(self, reply):
         return reply or ""
@@ -62,9 +63,9 @@ def test_wrong_answers_make_pairs_with_the_right_ones(monkeypatch):
     compose = tasks.compose
     monkeypatch.setattr(tasks, "compose", lambda *args, **kw: drawn.append(compose(*args, **kw)) or drawn[-1])
     parrot = Parrot()
-    pairs = stages.preference_pairs(parrot, 0, 30)
-    assert parrot.asked == 30
-    assert len(pairs) == 15, "an empty answer teaches nothing, and a right one neither"
+    pairs = stages.preference_pairs(parrot, 0, 30, 4)
+    assert parrot.asked == 4 * 30 and len(set(parrot.turns)) == 4
+    assert len(pairs) == 15, "a pair for each question, and an empty answer teaches nothing"
     assert max(scan for picture in drawn for scan in picture.index) < digits.FIRST_HELD_OUT
     for pair in pairs:
         assert pair.rejected == "nonsense" and pair.chosen and pair.images
@@ -73,7 +74,7 @@ def test_wrong_answers_make_pairs_with_the_right_ones(monkeypatch):
 
 def test_no_mistakes_make_no_pairs(monkeypatch):
     monkeypatch.setattr(tasks.Question, "right", lambda question, reply: True)
-    assert stages.preference_pairs(Parrot(), 0, 10) == []
+    assert stages.preference_pairs(Parrot(), 0, 10, 2) == []
 
 
 def test_settings_are_checked():
@@ -87,7 +88,7 @@ def test_settings_are_checked():
 def test_the_whole_recipe_in_small(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "keep_freed_memory", lambda: None)  # a setting of the whole process
     output = tmp_path / "run"
-    small = "--pretrain-steps 4 --sft-steps 4 --preference-steps 2 --asked 20 --examination 0.01 --looks 2"
+    small = "--pretrain-steps 4 --sft-steps 4 --preference-steps 2 --asked 20 --samples 2 --examination 0.01 --looks 2"
     shape = "--vision.layers 1 --decoder.layers 1 --seeds [0,1]"
     assert main.main(["demo", "--recipe", "--output", str(output), *small.split(), *shape.split()]) == 0
     told = capsys.readouterr().out
