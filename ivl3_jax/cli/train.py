@@ -1,6 +1,5 @@
 """`ivl3 train`: runs a recipe."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -62,12 +61,15 @@ class Answers:
         """Reads the questions.
 
         Raises:
-            ValueError, OSError: the file is missing, or a line of it is faulty.
+            ValueError, OSError: the file is missing, a line of it is faulty, or the model is spread over devices.
         """
         from ivl3_jax.data.meta import open_source
         from ivl3_jax.data.records import Sample
         from ivl3_jax.data.sources import SourceSpec
+        from ivl3_jax.sharding.plan import ShardingPlan
 
+        if ShardingPlan.read(recipe.sharding.plan, recipe.sharding.mesh).devices != 1:
+            raise ValueError("watch.questions: generation runs on one device; leave it out, and ask the checkpoint")
         file = str(recipe.watch.questions)
         source = open_source(SourceSpec("questions", str(Path(file).parent), file))
         self._samples = []
@@ -76,16 +78,14 @@ class Answers:
             if not isinstance(sample, Sample):
                 raise ValueError(f"{sample.where}: is a preference pair; watch.questions takes conversations")
             self._samples.append(sample)
-        self._file = Path(recipe.output) / "answers.jsonl"
 
     def __call__(self, model: "Model", step: int) -> Mapping[str, Any]:
-        """Writes the answers after a step to the run's answers.jsonl."""
+        """The answers after a step."""
         from ivl3_jax.inference.chat import Chat
 
-        chat = Chat(model)
-        with self._file.open("a", encoding="utf-8") as stream:
-            for sample in self._samples:
-                question = next(message.text for message in sample.messages if message.role == "user")
-                answer = chat.ask(question, list(sample.images), max_new_tokens=ANSWER_TOKENS)
-                stream.write(json.dumps({"step": step, "question": question, "answer": answer}) + "\n")
-        return {}
+        chat, answers = Chat(model), []
+        for sample in self._samples:
+            question = next(message.text for message in sample.messages if message.role == "user")
+            answer = chat.ask(question, list(sample.images), max_new_tokens=ANSWER_TOKENS)
+            answers.append({"question": question, "answer": answer})
+        return {"answers": answers}

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,9 +12,6 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.step import Metrics, TrainState
 
-if TYPE_CHECKING:
-    from ivl3_jax.training.loop import Keeper
-
 
 class BadSteps:
     """Decides what becomes of a step that was not applied."""
@@ -23,11 +20,14 @@ class BadSteps:
         """`directory`: receives the batches, `step-N.npz`; None writes none."""
         self._config, self._directory, self.steps = config, directory, []
 
-    def handle(self, step: int, metrics: Metrics, batch: Batch, state: TrainState, keeper: "Keeper") -> TrainState:
+    def handle(
+        self, step: int, metrics: Metrics, batch: Batch, state: TrainState, back: Callable[[], TrainState]
+    ) -> TrainState:
         """The state to go on with after a bad step.
 
         Args:
             batch: this process's rows of it. state: the newest, which the bad step did not change.
+            back: gives the last saved one.
 
         Raises:
             ValueError: the run is to end.
@@ -47,7 +47,7 @@ class BadSteps:
         if self._config.on_bad_step == "skip":
             return state
         # The data go on: the same ones would lead to the same place.
-        return keeper.back()._replace(step=state.step)
+        return back()._replace(step=state.step)
 
     def _write(self, step: int, batch: Batch) -> str:
         assert self._directory is not None

@@ -30,13 +30,24 @@ class Component:
     layer_decay: float = 1.0
     lora: Lora | None = None
 
-    def __post_init__(self) -> None:
+    def check(self, where: str) -> None:
+        """Refuses what cannot be, named by `where` it was given.
+
+        Raises:
+            ValueError: a field is out of its range, or `layers` is no slice.
+        """
         if self.rate <= 0:
-            raise ValueError(f"Component.rate is {self.rate}; it must be above 0; train: false leaves it as it is")
+            raise ValueError(f"{where}.rate is {self.rate}; it must be above 0; train: false leaves it as it is")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"Component.layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+            raise ValueError(f"{where}.layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         if self.layers is not None:
-            self.chosen(1)
+            try:
+                self.chosen(1)
+            except ValueError:
+                told = "it must be a slice such as 20: or -4: or 0:12"
+                raise ValueError(f"{where}.layers is {self.layers!r}; {told}") from None
+        if self.lora is not None and not self.train:
+            raise ValueError(f"{where}.lora is given and {where}.train is false; give one of them")
 
     def chosen(self, layers: int) -> np.ndarray:
         """Which of so many layers are trained, bool [layers].
@@ -45,12 +56,7 @@ class Component:
             ValueError: `layers` is no slice.
         """
         trained = np.zeros(layers, bool)
-        try:
-            first, last = (int(bound) if bound.strip() else None for bound in (self.layers or ":").split(":"))
-        except ValueError:
-            raise ValueError(
-                f"Component.layers is {self.layers!r}; it must be a slice such as 20: or -4: or 0:12"
-            ) from None
+        first, last = (int(bound) if bound.strip() else None for bound in (self.layers or ":").split(":"))
         trained[first:last] = True
         return trained
 
@@ -77,6 +83,10 @@ class PreferenceWeights:
         for name in ("preference", "quality", "generation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"PreferenceWeights.{name} is {getattr(self, name)}; it must be at least 0")
+        if not self.preference + self.quality + self.generation:
+            raise ValueError(
+                "PreferenceWeights.preference, quality and generation are all 0; give one of them a weight"
+            )
         if self.beta <= 0:
             raise ValueError(f"PreferenceWeights.beta is {self.beta}; it must be above 0")
 
@@ -144,6 +154,8 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.seed is {self.seed}; it must be below 2**63")
         if self.spike is not None and self.spike <= 1:
             raise ValueError(f"TrainConfig.spike is {self.spike}; it must be above 1, or null")
+        for name, component in self.components.items():
+            component.check(f"TrainConfig.{name}")
         if not any(component.train for component in self.components.values()):
             raise ValueError("TrainConfig: vision, projector and decoder are all frozen; set train: true for one")
 
@@ -223,7 +235,7 @@ class WatchRecipe:
         every: steps between looks at the model; the last step is always followed by one. Null is a tenth of the run.
         held_out: an annotation or a meta file; the loss on its first `held_out_batches` batches is looked at.
         questions: a JSONL file of conversations, images beside it; the model's answers to their first questions go to
-            `<output>/answers.jsonl`. It wants a model on one device.
+            `<output>/metrics.jsonl`. It wants a model on one device.
         profile: a first step and a number of steps that the profiler traces into `<output>/profile`.
     """
 

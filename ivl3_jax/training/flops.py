@@ -46,28 +46,42 @@ class StepFlops:
         if config.decoder.tie_embeddings:
             self._sizes["head"] = config.decoder.width * config.decoder.vocab
         adapted = {path[0] for path in flat if path[-1] in ADAPTERS}
-        # Forward is one pass; the gradients of activations and of weights are another each.
-        self._passes, flows = {}, False
+        # Forward is one pass; the gradients of activations and of weights are another each, in layers that have them.
+        self._passes: dict[str, tuple[float, float]] = {}
+        flows = False
         for name in ("vision", "projector", "decoder"):
-            weights = components[name].train
-            through = flows or (weights and name in adapted)
-            self._passes[name] = 1 + (weights and name not in adapted) + (through or weights)
-            flows = flows or weights
-        self._passes["head"] = self._passes["decoder"]
+            component = components[name]
+            depth = {"vision": config.vision.layers, "decoder": config.decoder.layers}.get(name, 1)
+            chosen = component.chosen(depth) & component.train
+            through = 1.0 if flows else 1 - int(chosen.argmax()) / depth if chosen.any() else 0.0
+            weights = 0.0 if name in adapted else float(chosen.mean())
+            # Of attention's products neither factor is a weight: two gradients for each.
+            self._passes[name] = 1 + weights + through, 1 + 2 * through
+            flows |= bool(chosen.any())
+        trained = components["decoder"].layers is None and self._passes["decoder"][0] == 3
+        self._passes["head"] = (3 if trained else 2 if flows else 1), 0
 
     def __call__(self, *, positions: float, tokens: float, attended: float, tiles: float) -> float:
         """Operations of a step; `positions`, `tokens`, `attended`, `tiles` as in `Metrics`."""
         vision, decoder = self._config.vision, self._config.decoder
         patches = vision.positions
         forward = {
-            "vision": 2 * self._sizes["vision"] * tiles * patches
-            + 4 * tiles * patches**2 * vision.width * vision.layers,
-            "projector": 2 * self._sizes["projector"] * tiles * self._config.tile_tokens,
-            "decoder": 2 * self._sizes["decoder"] * positions
-            + 4 * attended * decoder.heads * decoder.head_dim * decoder.layers,
-            "head": 2 * self._sizes["head"] * tokens,
+            "vision": (
+                2 * self._sizes["vision"] * tiles * patches,
+                4 * tiles * patches**2 * vision.width * vision.layers,
+            ),
+            "projector": (2 * self._sizes["projector"] * tiles * self._config.tile_tokens, 0),
+            "decoder": (
+                2 * self._sizes["decoder"] * positions,
+                4 * attended * decoder.heads * decoder.head_dim * decoder.layers,
+            ),
+            "head": (2 * self._sizes["head"] * tokens, 0),
         }
-        return sum(self._passes[name] * operations for name, operations in forward.items())
+        return sum(
+            passes * operations
+            for name, kinds in forward.items()
+            for passes, operations in zip(self._passes[name], kinds, strict=True)
+        )
 
 
 def peak_flops() -> float | None:

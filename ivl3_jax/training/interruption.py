@@ -8,6 +8,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Interrupted(Exception):
+    """A process was told to end, and what it had done is saved."""
+
+
 class Interruption:
     """While entered, SIGTERM does not end the process but makes `due` true.
 

@@ -34,8 +34,8 @@ class Keeper(Protocol):
     def keep(self, state: TrainState, clock: Clock) -> None:
         """Keeps a state, with whatever belongs to it."""
 
-    def back(self) -> TrainState:
-        """The last one kept."""
+    def back(self, clock: Clock) -> TrainState:
+        """The last one kept; the clock is set back to it."""
 
 
 class NoKeeper:
@@ -47,7 +47,7 @@ class NoKeeper:
     def keep(self, state: TrainState, clock: Clock) -> None:
         pass
 
-    def back(self) -> TrainState:
+    def back(self, clock: Clock) -> TrainState:
         raise ValueError("there is no state to go back to; save states, or use on_bad_step skip or stop")
 
 
@@ -114,7 +114,7 @@ def train(
         number, metrics, batch = pending.pop()
         finish = clock.add(number, metrics)
         if not metrics.applied.item():
-            state = bad.handle(number, metrics, batch, state, keeper)
+            state = bad.handle(number, metrics, batch, state, lambda: keeper.back(clock))
         if number % config.log_every == 0 or number == config.steps:
             report(finish())
         return state
@@ -139,11 +139,13 @@ def train(
             if pending:
                 state = settle(state)
             pending.append((step, metrics, batch))
-            look(model.replace(state.params), step)
+            with clock.aside():
+                look(model.replace(state.params), step)
             last = step == config.steps or told_to_end(step)
             if last or keeper.due(step):
                 state = settle(state)
-                keeper.keep(state, clock)
+                with clock.aside():
+                    keeper.keep(state, clock)
             if last:
                 break
     return model.replace(state.params), state

@@ -32,7 +32,8 @@ def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransform
 
     Moments and updates are float32 (float64 for float64 parameters), whatever the parameters are stored in; the first
     moment is kept in `moment_dtype`. `rates` are the factors on the learning rate of the parameters it is given; what
-    has a factor of 0 is neither moved nor counted in the norm.
+    has a factor of 0 is neither moved nor counted in the norm. The updates are to be multiplied by `-learning_rate` of
+    the step: after steps that were not applied, the schedule is at another one than the moments.
     """
     moment = None if config.moment_dtype == "float32" else jnp.dtype(config.moment_dtype)
     adamw = optax.chain(
@@ -41,7 +42,6 @@ def make_optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransform
         optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=moment),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.stateless(lambda updates, _: _by_path(lambda update, rate: update * rate, updates, rates)),
-        optax.scale_by_learning_rate(learning_rate(config)),
     )
     return optax.GradientTransformation(
         lambda params: adamw.init(_wide(params)),

@@ -2,6 +2,9 @@
 
 import io
 import json
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import Model, Params
+from ivl3_jax.training.interruption import Interrupted
 from ivl3_jax.training.objectives import answer_log_probs
 from ivl3_jax.training.placing import Placement
 from ivl3_jax.training.states import gathered
@@ -63,7 +67,8 @@ def precomputed(
     place: Placement,
     steps: int,
     identity: Mapping[str, Any],
-    report: Callable[[int, int], None] = lambda done, steps: None,
+    report: Callable[[int], None] = lambda done: None,
+    told_to_end: Callable[[int], bool] = lambda step: False,
 ) -> ReferenceTable:
     """The table of a run, from its file as far as it is there; the rest is computed and written to it.
 
@@ -72,10 +77,11 @@ def precomputed(
         model: opens the reference model; not called where nothing is missing.
         batches: opens the run's `Loader` at a state of the data, None for the beginning.
         place: puts batches onto the model's mesh. steps: of the run. identity: what the table depends on.
-        report: is told how many steps are done, of how many.
+        report: is told how many steps are done whenever they are written. told_to_end: asked after every step.
 
     Raises:
         ValueError: the file is of another run, or the data end too early.
+        Interrupted: told to end; what was computed is written.
     """
     table, data = _read(file, identity)
     if len(table) < steps:
@@ -86,9 +92,14 @@ def precomputed(
                 found = list(table)
                 while len(found) < steps:
                     found.append(_all_rows(reference(len(found), place(_next(reader, len(found), steps)))))
-                    report(len(found), steps)
-                    if len(found) % SAVED_EVERY == 0 or len(found) == steps:
+                    ending = told_to_end(len(found))
+                    if ending or len(found) % SAVED_EVERY == 0 or len(found) == steps:
                         _write(file, np.stack(found), gathered(reader.state), identity)
+                        report(len(found))
+                    if ending:
+                        raise Interrupted(
+                            f"told to end: the reference's log-probabilities of {len(found)} steps are saved"
+                        )
         finally:
             reader.close()
         table = np.stack(found)
@@ -112,8 +123,12 @@ def _read(file: str, identity: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[s
     path = epath.Path(file)
     if not path.exists():
         return np.zeros((0, 0, 0), np.float32), None
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
-        table, facts = content["table"], json.loads(str(content["facts"]))
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
+            table, facts = content["table"], json.loads(str(content["facts"]))
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        warnings.warn(f"{file} is damaged and is computed anew: {error}", stacklevel=2)
+        return np.zeros((0, 0, 0), np.float32), None
     for name, value in json.loads(json.dumps(identity)).items():
         if facts["identity"].get(name) != value:
             raise ValueError(
@@ -130,4 +145,4 @@ def _write(file: str, table: np.ndarray, data: Mapping[str, Any], identity: Mapp
     path = epath.Path(file)
     partial_file = path.with_name(f"{path.name}.partial")
     partial_file.write_bytes(buffer.getvalue())
-    partial_file.rename(path)
+    partial_file.replace(path)

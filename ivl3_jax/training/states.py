@@ -64,7 +64,7 @@ class States:
         if step in self._manager.all_steps():
             return
         sums = {name: [int(part) for part in value] for name, value in jax.device_get(checksums(state)).items()}
-        described = {"format": FORMAT, "checksums": sums, **facts}
+        described = {"format": FORMAT, "checksums": sums, "dtypes": dtypes(state), **facts}
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(dict(data))}
         self._manager.save(step, args=ocp.args.Composite(**items, facts=ocp.args.JsonSave(described)))
 
@@ -75,56 +75,59 @@ class States:
 
         Args:
             like: shapes, dtypes and shardings; the padding of a vocabulary may differ from that of the state.
-            check: looks at what was saved with a state before it is read, and raises a ValueError if it does not fit.
+            check: looks at what was saved with a state, `dtypes` among it, before it is read, and raises a ValueError
+                if it does not fit.
 
         Raises:
             ValueError: every state is damaged, or the newest is of a later version; or what `check` raises.
+            OSError, RuntimeError: a state cannot be reached, or not held; it stays where it is.
         """
-        steps = self.steps
-        for step in reversed(steps):
+        for step in reversed(self.steps):
             try:
                 return self._read(step, like, check)
-            except _Refused as error:
-                raise ValueError(str(error)) from None
-            except Exception as error:  # whatever damage makes of orbax's and TensorStore's many files
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            except _Damaged as error:
+                moved = self._set_aside(step)
                 warnings.warn(
-                    f"{self.directory / str(step)} is damaged and was moved to damaged-{step}: {reason}",
-                    stacklevel=2,
+                    f"{self.directory / str(step)} is damaged and was moved to {moved}: {error}", stacklevel=2
                 )
-                self._set_aside(step)
-        if steps:
+        if any(self.directory.glob("damaged-*")):
             raise ValueError(f"every state in {self.directory} is damaged; start anew in another directory")
         return None
 
     def _read(self, step: int, like: TrainState, check: Callable[[Mapping[str, Any]], None]) -> Saved:
-        facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+        facts = _together(lambda: self._restore(step, facts=ocp.args.JsonRestore()).facts)
         if facts["format"] > FORMAT:
             told = f"has format {facts['format']}; this version reads {FORMAT} and before"
-            raise _Refused(f"{self.directory / str(step)} {told}")
-        try:
-            check(facts)
-        except ValueError as error:
-            raise _Refused(str(error)) from None
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                # Not strict: another plan may pad the vocabulary to another size, with zeros.
-                state=ocp.args.StandardRestore(like, strict=False),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+            raise ValueError(f"{self.directory / str(step)} {told}")
+        check(facts)
+        # Not strict: another plan may pad the vocabulary to another size, with zeros.
+        state = ocp.args.StandardRestore(like, strict=False)
+        found = _together(lambda: self._restore(step, state=state, data=ocp.args.JsonRestore()))
         for name, value in jax.device_get(checksums(found.state)).items():
             if [int(part) for part in value] != facts["checksums"].get(name):
-                raise ValueError(f"{name} has another checksum than when it was saved")
+                raise _Damaged(f"{name} has another checksum than when it was saved")
         return Saved(found.state, found.data, facts)
 
-    def _set_aside(self, step: int) -> None:
+    def _restore(self, step: int, **items: Any) -> Any:
+        """Reads what this process needs, by itself: with orbax's barriers in it, one that fails would leave the others
+        waiting."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
+        options = ocp.CompositeOptions(multiprocessing_options=alone)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a state, and returns its new name."""
+        names = (f"damaged-{step}{number}" for number in ("", *(f"-{n}" for n in range(2, 1000))))
+        free = next(name for name in names if not (self.directory / name).exists())
+        barrier(f"a name for damaged {step}")
         if jax.process_index() == 0:
-            (self.directory / str(step)).rename(self.directory / f"damaged-{step}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged {step}")
+            (self.directory / str(step)).rename(self.directory / free)
+        barrier(f"damaged {step}")
         self._manager.reload()
+        return free
 
     def wait(self) -> None:
         """Returns when everything is written."""
@@ -136,8 +139,54 @@ class States:
         self._manager.close()
 
 
-class _Refused(Exception):
-    """A state that is whole and cannot be used."""
+class _Damaged(Exception):
+    """A state that cannot be what was saved."""
+
+
+# What TensorStore's errors begin with that say nothing about the files themselves.
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+
+
+def _together(read: Callable[[], Any]) -> Any:
+    """What `read` returns, if it does so in all processes; otherwise all of them raise.
+
+    Raises:
+        _Damaged: what damage makes of orbax's and TensorStore's many files, in any process.
+        OSError, RuntimeError, MemoryError: no damage, but the state cannot be read, in any process.
+    """
+    error: Exception | None = None
+    found = None
+    try:
+        found = read()
+    except Exception as failure:
+        error = failure
+    missing = isinstance(error, FileNotFoundError)
+    elsewhere = (
+        isinstance(error, OSError | MemoryError | ImportError | NameError | jax.errors.JaxRuntimeError) and not missing
+    )
+    elsewhere |= str(error).startswith(_UNREACHABLE)
+    kind = 0 if error is None else 2 if elsewhere else 1
+    if jax.process_count() > 1:
+        worst = int(np.max(multihost_utils.process_allgather(np.array(kind))))
+        if worst and kind != worst:
+            error, kind = OSError("another process could not read the state"), worst
+    if error is not None and kind == 2:
+        raise error
+    if error is not None:
+        lines = str(error).strip().splitlines()
+        raise _Damaged(lines[0][:200] if lines else type(error).__name__)
+    return found
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def dtypes(state: TrainState) -> dict[str, str]:
+    """The dtype of each array, by its path."""
+    return {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 @jax.jit

@@ -13,7 +13,7 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import Params
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
-from ivl3_jax.training.optimizer import make_optimizer
+from ivl3_jax.training.optimizer import learning_rate, make_optimizer
 from ivl3_jax.training.trained import join, rates, split
 
 SETTLED = 20  # steps before a loss can be a spike
@@ -99,7 +99,7 @@ def make_step(
         tile_tokens: visual tokens of a tile. sources: data sources that losses are reported for.
     """
     trained = rates(params, config.components)
-    optimizer = make_optimizer(config, trained)
+    optimizer, rate = make_optimizer(config, trained), learning_rate(config)
 
     def step(
         state: TrainState, batch: Batch, reference: jax.Array | None, key: jax.Array
@@ -134,6 +134,7 @@ def make_step(
             (grads, shift), found = jax.lax.scan(one, start, (batch, stacked, reference, keys))
 
         updates, moments = optimizer.update(grads, state.optimizer, moving)
+        updates = jax.tree.map(lambda update: -rate(state.step).astype(update.dtype) * update, updates)
         moved = optax.apply_updates(moving, updates)
         loss, norm = found.loss.sum(), optax.tree.norm(_counted(grads, trained))
         usual, count = state.usual

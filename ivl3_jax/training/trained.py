@@ -20,8 +20,15 @@ def rates(params: Params, components: Mapping[str, Component]) -> Rates:
     adapters in a component, they alone are trained of it.
 
     Raises:
-        ValueError: nothing is trained.
+        ValueError: a component is to be trained by layers and has none of them, or nothing is trained.
     """
+    for name, component in components.items():
+        depth = _depth(params[name])
+        by_layers = component.layers is not None or component.layer_decay != 1
+        if by_layers and not depth:
+            raise ValueError(f"train.{name} has layers or layer_decay, and the {name} has no layers; leave them out")
+        if component.train and component.layers is not None and not component.chosen(depth).any():
+            raise ValueError(f"train.{name}.layers is {component.layers!r}; it selects none of the {depth} layers")
     flat = flatten_dict(params)
     adapted = {path[0] for path in flat if path[-1] in ADAPTERS}
     found = {}

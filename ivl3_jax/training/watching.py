@@ -13,7 +13,6 @@ from flax import nnx
 from ivl3_jax.batch import Batch
 from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.settings import open_feed
-from ivl3_jax.data.stream import Feed
 from ivl3_jax.models.internvl import token_losses
 from ivl3_jax.models.model import Model, Params
 from ivl3_jax.training.beginning import Beginning
@@ -24,11 +23,8 @@ from ivl3_jax.training.placing import Placement
 Look = Callable[[Model, int], Mapping[str, Any]]
 
 
-def held_out_loss(recipe: Recipe, beginning: Beginning, feed: Feed, place: Placement) -> Iterator[Look]:
-    """Looks at the loss on held-out data, if the recipe names any: always the same batches."""
-    if recipe.watch.held_out is None:
-        return
-    held_out = recipe.watch.held_out
+def held_out_loss(recipe: Recipe, beginning: Beginning, place: Placement, held_out: str) -> Look:
+    """Looks at the loss on held-out data, a meta file or one of conversations: always the same batches."""
     files = (
         {"meta": [held_out], "annotation": None} if held_out.endswith(".json") else {"meta": [], "annotation": held_out}
     )
@@ -45,7 +41,7 @@ def held_out_loss(recipe: Recipe, beginning: Beginning, feed: Feed, place: Place
         loader.close()
         return {"held_out_loss": total / weight} if weight else {}
 
-    yield look
+    return look
 
 
 def _losses(graphdef: nnx.GraphDef, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -56,26 +52,34 @@ def _losses(graphdef: nnx.GraphDef, params: Params, batch: Batch) -> tuple[jax.A
 
 
 @contextmanager
-def profiler(watch: WatchRecipe, output: str, hooks: Any) -> Iterator[None]:
-    """Traces the steps that `watch.profile` names; `hooks.at_step` is called with the number of each step done."""
+def profiler(watch: WatchRecipe, output: str) -> Iterator[Callable[[int], None]]:
+    """Traces the steps that `watch.profile` names; yields what is to be called with the number of each step done."""
     if watch.profile is None:
-        yield
+        yield lambda step: None
         return
     first, count = watch.profile
     running = False
 
-    def at_step(step: int) -> None:
+    def begin() -> None:
         nonlocal running
-        if step == first - 1 or (first == 1 and step == 1):
-            jax.profiler.start_trace(f"{output}/profile")
-            running = True
-        if running and step >= first + count - 1 and step >= first:
+        jax.profiler.start_trace(f"{output}/profile")
+        running = True
+
+    def end() -> None:
+        nonlocal running
+        if running:
             jax.profiler.stop_trace()
             running = False
 
-    hooks.at_step.append(at_step)
+    def at_step(step: int) -> None:
+        if step == first - 1:
+            begin()
+        elif step >= first + count - 1:
+            end()
+
+    if first == 1:
+        begin()
     try:
-        yield
+        yield at_step
     finally:
-        if running:
-            jax.profiler.stop_trace()
+        end()

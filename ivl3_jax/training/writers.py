@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class JsonLines:
         self._stream = path.open("a")
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps({"step": step} | dict(figures)) + "\n")
+        self._stream.write(json.dumps(_in_json({"step": step} | dict(figures)), allow_nan=False) + "\n")
         self._stream.flush()
 
     def sync(self) -> None:
@@ -131,6 +132,13 @@ def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float):
             found[f"{prefix}{name}"] = float(value)
     return found
+
+
+def _in_json(value: Any) -> Any:
+    """Null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _in_json(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: str) -> float:

@@ -1,16 +1,13 @@
 """What else a recipe can ask for: preferences, held-out loss, answers, traces, fresh parts, bad steps."""
 
-import json
-
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 import ivl3_jax
 from ivl3_jax.cli.main import main
 from tests.models.small import checkpoint
-from tests.training.runs import losses, metrics, weights, write_data, write_recipe
+from tests.training.runs import losses, metrics, weights, write_data, write_pairs, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -22,18 +19,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Preference pairs about images and about none."""
-    root = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(1)
-    records = []
-    for number in range(12):
-        record = {"question": f"What is {number}?", "chosen": f"It is {number}.", "rejected": "I do not know that."}
-        if number % 3:
-            Image.fromarray(rng.integers(0, 256, (30, 60, 3)).astype(np.uint8)).save(root / f"{number}.png")
-            record |= {"image": f"{number}.png", "question": "<image>\n" + record["question"]}
-        records.append(json.dumps(record))
-    (root / "pairs.jsonl").write_text("\n".join(records))
-    return root / "pairs.jsonl"
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def run(file, *options):
@@ -81,12 +67,10 @@ def test_watching(data, tmp_path):
     }  # fmt: skip
     output = tmp_path / "run"
     run(short(tmp_path, data, watch=watch))
-    seen = {line["step"]: line["seen"]["held_out_loss"] for line in metrics(output) if "seen" in line}
-    assert list(seen) == [2, 4] and seen[4] < seen[2]
-    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["question"][-10:]) for line in answers] == [
-        (2, "What is 0?"), (2, "What is 1?"), (4, "What is 0?"), (4, "What is 1?"),
-    ]  # fmt: skip
+    seen = {line["step"]: line["seen"] for line in metrics(output) if "seen" in line}
+    assert list(seen) == [2, 4] and seen[4]["held_out_loss"] < seen[2]["held_out_loss"]
+    for looked in seen.values():
+        assert [one["question"][-10:] for one in looked["answers"]] == ["What is 0?", "What is 1?"]
     assert list(output.glob("profile/**/*.xplane.pb"))
     last = metrics(output)[-1] if "loss" in metrics(output)[-1] else metrics(output)[-2]
     assert 0 < last["goodput"] <= 1 and last["positions_per_second"] > 0 and "mfu" not in last

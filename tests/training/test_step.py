@@ -177,9 +177,9 @@ def test_rates_of_components_and_layers():
 
 
 def test_layers_that_are_no_slice():
-    with pytest.raises(ValueError, match=r"Component.layers is 'last'; it must be a slice such as 20: or -4: or 0:12"):
-        Component(layers="last")
-    with pytest.raises(ValueError, match="nothing is trained"):
+    with pytest.raises(ValueError, match=r"TrainConfig.decoder.layers is 'last'; it must be a slice such as 20: or"):
+        TrainConfig(decoder=Component(layers="last"))
+    with pytest.raises(ValueError, match="train.vision.layers is '90:'; it selects none of the 3 layers"):
         none = {
             "vision": Component(layers="90:"),
             "projector": Component(train=False),
@@ -197,6 +197,29 @@ def test_a_step_that_is_no_number_changes_nothing():
     assert int(state.step) == 1
     assert all((value == before[path]).all() for path, value in flat(state.params).items())
     assert not any(value.any() for value in gradients.values())
+
+
+def test_the_rate_is_that_of_the_step_also_behind_steps_that_were_not_applied():
+    model, good, bad = Model.init(CONFIG, seed=1), packed("token"), packed("token")
+    bad.loss_weights[0] *= np.nan
+    place = Placement(model.plan, model.mesh, *good.tokens.shape, good.tiles.shape[1])
+    with jax.set_mesh(model.mesh):
+        step = make_step(model.graphdef, model.params, NextToken(), TRAIN, model.config.tile_tokens)
+        state = init_state(copies(model.params), TRAIN)
+        for _ in range(5):
+            state, metrics = step(state, place(bad), None, jax.random.key(0))
+            assert not metrics.applied
+        behind, _ = step(state, place(good), None, jax.random.key(0))
+        state = init_state(copies(model.params), TRAIN)._replace(step=jax.numpy.int32(5))
+        straight, _ = step(state, place(good), None, jax.random.key(0))
+    assert int(behind.step) == int(straight.step) == 6
+    found, expected = flat(behind.params), flat(straight.params)
+    assert all((value == expected[path]).all() for path, value in found.items())
+    assert any((value != flat(model.params)[path]).any() for path, value in found.items())
+
+
+def copies(params):
+    return jax.tree.map(lambda leaf: leaf.copy(), params)
 
 
 def test_a_spike_changes_nothing():
