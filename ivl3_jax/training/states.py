@@ -109,8 +109,7 @@ class States:
         return Saved(found.state, found.data, facts)
 
     def _restore(self, step: int, **items: Any) -> Any:
-        """Reads what this process needs, by itself: with orbax's barriers in it, one that fails would leave the others
-        waiting."""
+        """Reads what this process needs, without the others: in orbax's barriers they would wait for one that fails."""
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
         options = ocp.CompositeOptions(multiprocessing_options=alone)
