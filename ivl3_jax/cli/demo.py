@@ -79,7 +79,7 @@ def run_stages(argv: list[str]) -> int:
     table = Table(title="Right answers on held-out handwriting")
     for name in ("after", "mean", "least", "most"):
         table.add_column(name, justify="left" if name == "after" else "right")
-    for name, *shares in [*summary(found.right), *summary({f"finer tiles: {k}": v for k, v in found.longer.items()})]:
+    for name, *shares in summary(found.shares):
         table.add_row(name, *(f"{share:.1%}" for share in shares))
     console = Console()
     console.print(table)

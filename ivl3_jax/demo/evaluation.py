@@ -9,6 +9,7 @@ from ivl3_jax.demo import baseline
 from ivl3_jax.demo.digits import Picture, compose
 from ivl3_jax.demo.tasks import Question, ask, draw_pictures
 from ivl3_jax.inference.chat import Chat
+from ivl3_jax.inference.sampling import Sampling
 
 SEED = 2504  # of the questions: the same whatever the run's own seed
 LONGEST_ANSWER = 16  # tokens
@@ -74,15 +75,16 @@ def questions(share: float = 1.0) -> Iterator[tuple[str, Question]]:
             yield part.name, ask(task, pictures, rng)
 
 
-def examine(chat: Chat, share: float = 1.0) -> list[Answered]:
-    """Asks everything, greedily, a hundred prompts at a time."""
+def examine(chat: Chat, share: float = 1.0, temperature: float = 0.0) -> list[Answered]:
+    """Asks everything, a hundred prompts at a time, greedily unless there is a temperature."""
     asked = list(questions(share))
     answered = []
     tokenizer = chat.processor.tokenizer
     for start in range(0, len(asked), AT_ONCE):
         group = asked[start : start + AT_ONCE]
         prompts = [chat.processor.encode_prompt(question.prompt()) for _, question in group]
-        replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids)
+        sampling = Sampling(temperature=temperature, seed=start)
+        replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
         for (part, question), reply in zip(group, replies, strict=True):
             answered.append(Answered(part, question, tokenizer.decode(reply)))
     return answered

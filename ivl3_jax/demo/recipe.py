@@ -26,6 +26,7 @@ from ivl3_jax.training.loop import Progress, train
 from ivl3_jax.training.reference import ReferenceModel
 
 FINER = 3  # times the tiles of training, for the longer contexts
+MORE = 1000  # added to the seed of conversations that were not among the fine-tuning's
 STEPS = (1.0, 0.25)  # of V2PE, with which longer contexts are examined
 
 
@@ -50,12 +51,12 @@ class RecipeConfig:
     decoder: DecoderConfig
     output: str = "runs/recipe"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    pretrain_steps: int = 1400
-    sft_steps: int = 2000
-    preference_steps: int = 150
+    pretrain_steps: int = 1000
+    sft_steps: int = 1500
+    preference_steps: int = 200
     pretrain_rate: float = 8e-4
     sft_rate: float = 6e-4
-    preference_rate: float = 2e-5
+    preference_rate: float = 5e-5
     asked: int = 2000
     samples: int = 8
     rows: int = 6
@@ -84,8 +85,9 @@ class RecipeConfig:
     @property
     def all_steps(self) -> int:
         """Of all stages at all seeds."""
-        ways = 3 if self.ablations else 1
-        return len(self.seeds) * (ways * (self.pretrain_steps + self.sft_steps) + self.preference_steps)
+        ways, others = (3, 2) if self.ablations else (1, 1)
+        each = ways * (self.pretrain_steps + self.sft_steps) + others * self.preference_steps
+        return len(self.seeds) * each
 
     @property
     def model(self) -> DemoConfig:
@@ -97,17 +99,25 @@ class Found:
     """What the runs come to.
 
     Attributes:
-        right: by way and stage, the share of right answers in the examination at each seed.
+        right: by way and stage, the share of right answers in the examination at each seed; sampled: likewise, of
+            answers drawn at temperature 1.
         longer: by way and step of V2PE, likewise with pictures cut finer than any in training.
         losses: by way and stage, those of every step at each seed.
         along: by way, (step, share of right answers) while it is fine-tuned, at each seed. seconds: of everything.
     """
 
     right: dict[str, list[float]] = field(default_factory=dict)
+    sampled: dict[str, list[float]] = field(default_factory=dict)
     longer: dict[str, list[float]] = field(default_factory=dict)
     losses: dict[str, list[list[float]]] = field(default_factory=dict)
     along: dict[str, list[list[tuple[int, float]]]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def shares(self) -> dict[str, list[float]]:
+        """All shares of right answers at the end of a way."""
+        sampled = {f"{name}, sampled": shares for name, shares in self.sampled.items()}
+        return self.right | sampled | {f"finer tiles: {name}": shares for name, shares in self.longer.items()}
 
 
 @dataclass(frozen=True)
@@ -181,20 +191,20 @@ class Lab:
 
     def tuned(self, name: str, model: Model, *, deltas: bool) -> Model:
         """Supervised fine-tuning."""
-        steps = self.config.sft_steps
+        config, steps = self.config, self.config.sft_steps
         points: list[tuple[int, float]] = []
 
         def look(now: Model, step: int) -> None:
-            if step % max(1, steps // self.config.looks) == 0:
-                points.append((step, self.right(now, self.config.examination / 10)))
+            if step % max(1, steps // config.looks) == 0:
+                points.append((step, self.right(now, config.examination / 10)))
 
         stream = self.stream(instructions(self.seed), steps, deltas=deltas)
-        trained = self.teach(name, model, stream, self.settings(steps, self.config.sft_rate), look=look)
+        trained = self.teach(name, model, stream, self.settings(steps, config.sft_rate), look=look)
         self.found.along.setdefault(name, []).append(points)
         return trained
 
     def preferring(self, name: str, model: Model) -> Model:
-        """Mixed preference optimisation on the model's own mistakes about training digits."""
+        """Mixed preference optimisation on questions about training digits that the model may get wrong."""
         config = self.config
         pairs = preference_pairs(Chat(model, processor=self.processor), self.seed, config.asked, config.samples)
         told = f"{len(pairs)} of {config.asked} questions have a wrong answer among {config.samples}, and make pairs"
@@ -204,21 +214,28 @@ class Lab:
         stream = self.stream(
             [(Listed("pairs", pairs), 1.0)],
             config.preference_steps,
-            rows=max(1, config.rows // 2),
             tokens=2 * config.tokens,
             deltas=True,
         )
         settings = self.settings(config.preference_steps, config.preference_rate, preference=PreferenceWeights())
         return self.teach(name, model, stream, settings, reference=ReferenceModel(copied(model)))
 
-    def right(self, model: Model, share: float) -> float:
+    def right(self, model: Model, share: float, temperature: float = 0.0) -> float:
         """The share of right answers to that share of the examination."""
-        answered = examine(Chat(model, processor=self.processor), share)
+        answered = examine(Chat(model, processor=self.processor), share, temperature)
         return float(np.mean([answer.right for answer in answered]))
 
     def examine(self, name: str, model: Model) -> None:
-        """Adds the share of right answers."""
-        self.found.right.setdefault(name, []).append(self.right(model, self.config.examination))
+        """Adds the shares of right answers, greedy and sampled."""
+        for shares, temperature in ((self.found.right, 0.0), (self.found.sampled, 1.0)):
+            shares.setdefault(name, []).append(self.right(model, self.config.examination, temperature))
+
+    def more(self, name: str, model: Model) -> Model:
+        """As much fine-tuning as `preferring` does, on as many new conversations, at the same rate."""
+        config = self.config
+        stream = self.stream(instructions(self.seed + MORE), config.preference_steps, deltas=True)
+        settings = self.settings(config.preference_steps, config.preference_rate)
+        return self.teach(name, model, stream, settings)
 
     def examine_longer(self, name: str, model: Model) -> None:
         """Adds those about pictures that are cut finer, for each step of V2PE."""
@@ -256,6 +273,7 @@ def run_recipe_demo(
             lab.examine_longer("V2PE", tuned)
             lab.examine("MPO", lab.preferring("MPO", copied(tuned)))
             if config.ablations:
+                lab.examine("more SFT instead of MPO", lab.more("more SFT instead of MPO", copied(tuned)))
                 lab.examine("SFT after a warm-up", lab.tuned("SFT after a warm-up", lab.warmed_up(), deltas=True))
                 plain = lab.tuned(
                     "SFT, plain positions", lab.native("pre-training, plain positions", deltas=False), deltas=False
@@ -273,7 +291,7 @@ def write(config: RecipeConfig, found: Found, output: Path) -> None:
     (output / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     from ivl3_jax.demo.recipe_picture import draw_recipe
 
-    draw_recipe(found.losses, found.along, found.right, found.longer, output / "recipe.png")
+    draw_recipe(found.losses, found.along, found.shares, output / "recipe.png")
 
 
 def copied(model: Model) -> Model:

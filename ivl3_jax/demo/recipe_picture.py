@@ -16,8 +16,7 @@ BLUE, GREY = "#0969da", "#6e7781"
 def draw_recipe(
     losses: Mapping[str, Sequence[Sequence[float]]],
     along: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
-    right: Mapping[str, Sequence[float]],
-    longer: Mapping[str, Sequence[float]],
+    shares: Mapping[str, Sequence[float]],
     file: Path,
 ) -> None:
     """Losses of the stages, right answers while fine-tuning, and right answers at the end, as one PNG.
@@ -25,7 +24,7 @@ def draw_recipe(
     A line is the mean over seeds and its band reaches from the least to the most; a point is a seed.
 
     Args:
-        losses, along, right, longer: see `recipe.Found`. file: the PNG to write.
+        losses, along, shares: see `recipe.Found`. file: the PNG to write.
     """
     figure, (left, middle, bars) = plt.subplots(1, 3, figsize=(16, 6), width_ratios=(1, 1, 1.1), layout="constrained")
     for name, runs in losses.items():
@@ -42,7 +41,7 @@ def draw_recipe(
     for axes in (left, middle):
         axes.grid(alpha=0.25, which="both")
         axes.legend(frameon=False, fontsize=9)
-    _bars(bars, right, longer)
+    _bars(bars, shares)
     figure.suptitle("The recipe on handwriting")
     figure.savefig(file, dpi=100)
     plt.close(figure)
@@ -54,14 +53,13 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, name: str) -> None:
     axes.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _bars(axes: Axes, right: Mapping[str, Sequence[float]], longer: Mapping[str, Sequence[float]]) -> None:
-    bars = [(name, values, BLUE) for name, values in right.items()]
-    bars += [(f"finer tiles: {name}", values, GREY) for name, values in longer.items()]
-    for place, (_, values, colour) in enumerate(bars):
+def _bars(axes: Axes, shares: Mapping[str, Sequence[float]]) -> None:
+    for place, (name, values) in enumerate(shares.items()):
+        colour = BLUE if "sampled" not in name and "finer" not in name else GREY
         axes.barh(place, np.mean(values), color=colour, alpha=0.35)
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=4)
         axes.text(1.01, place, f"{np.mean(values):.1%}", va="center", fontsize=9)
-    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.set_yticks(range(len(shares)), shares)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="right answers on held-out handwriting")
     axes.grid(alpha=0.25, axis="x")

@@ -93,8 +93,15 @@ def test_the_whole_recipe_in_small(tmp_path, capsys, monkeypatch):
     assert main.main(["demo", "--recipe", "--output", str(output), *small.split(), *shape.split()]) == 0
     told = capsys.readouterr().out
     facts = json.loads((output / "demo.json").read_text())
-    ways = ["native pre-training", "SFT", "MPO", "SFT after a warm-up", "SFT, plain positions"]
-    assert list(facts["right"]) == ways
+    ways = [
+        "native pre-training",
+        "SFT",
+        "MPO",
+        "more SFT instead of MPO",
+        "SFT after a warm-up",
+        "SFT, plain positions",
+    ]
+    assert list(facts["right"]) == list(facts["sampled"]) == ways
     assert all(name in told for name in ways)
     assert all(len(shares) == 2 for shares in [*facts["right"].values(), *facts["longer"].values()])
     assert len(facts["longer"]) == 4
