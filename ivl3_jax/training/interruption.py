@@ -20,7 +20,7 @@ class Interruption:
     """
 
     def __enter__(self) -> Self:
-        self._told = False
+        self._told, self._asked = False, 0
         self._before = None
         if jax.process_count() == 1:
             try:
@@ -40,4 +40,6 @@ class Interruption:
         """Whether to save and end after this step; asked by all processes at the same steps."""
         if jax.process_count() == 1:
             return self._told
-        return multihost_utils.reached_preemption_sync_point(step)
+        # Its own count, which rises through all phases of a run: the steps of training begin anew behind a reference's.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
