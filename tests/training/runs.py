@@ -40,6 +40,20 @@ def write_data(root: Path, lines: int = 24) -> Path:
     return root / "train.jsonl"
 
 
+def write_pairs(root: Path, lines: int = 12) -> Path:
+    """A JSONL file of preference pairs about images and about none."""
+    rng = np.random.default_rng(1)
+    records = []
+    for number in range(lines):
+        record = {"question": f"What is {number}?", "chosen": f"It is {number}.", "rejected": "I do not know that."}
+        if number % 3:
+            Image.fromarray(rng.integers(0, 256, (30, 60, 3)).astype(np.uint8)).save(root / f"{number}.png")
+            record |= {"image": f"{number}.png", "question": "<image>\n" + record["question"]}
+        records.append(json.dumps(record))
+    (root / "pairs.jsonl").write_text("\n".join(records))
+    return root / "pairs.jsonl"
+
+
 def write_recipe(file: Path, annotation: Path, **sections) -> Path:
     """A recipe of many short steps with everything random switched on; `sections` update its sections."""
     fields = {

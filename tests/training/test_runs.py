@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 import ivl3_jax
 from ivl3_jax.cli.main import main
 from tests.models.small import checkpoint
-from tests.training.runs import losses, metrics, weights, write_data, write_recipe
+from tests.training.runs import losses, metrics, weights, write_data, write_pairs, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -22,18 +21,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Preference pairs about images and about none."""
-    root = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(1)
-    records = []
-    for number in range(12):
-        record = {"question": f"What is {number}?", "chosen": f"It is {number}.", "rejected": "I do not know that."}
-        if number % 3:
-            Image.fromarray(rng.integers(0, 256, (30, 60, 3)).astype(np.uint8)).save(root / f"{number}.png")
-            record |= {"image": f"{number}.png", "question": "<image>\n" + record["question"]}
-        records.append(json.dumps(record))
-    (root / "pairs.jsonl").write_text("\n".join(records))
-    return root / "pairs.jsonl"
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def run(file, *options):
