@@ -14,7 +14,7 @@ from ivl3_jax.conversion.card import LAYOUTS
 from ivl3_jax.conversion.checksums import check_weights
 from ivl3_jax.conversion.layout import CHUNK_BYTES
 from ivl3_jax.conversion.lora import open_weights
-from ivl3_jax.conversion.names import Parameter, layout_of, parameters
+from ivl3_jax.conversion.names import Parameter, layout_of, parameters, parameters_alone
 from ivl3_jax.conversion.reader import match_names, resolve_tying
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 from ivl3_jax.conversion.shards import Chunks, Tensor, assemble
@@ -59,14 +59,19 @@ def convert(
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             copy_from=source,
-            identity={"from": _files(source), "layout": layout, "dtype": dtype, "max_shard_bytes": max_shard_bytes},
+            identity={
+                "from": identity_of(source),
+                "layout": layout,
+                "dtype": dtype,
+                "max_shard_bytes": max_shard_bytes,
+            },
             check=partial(check_weights, source, partial(report, "checking")),
             report=report,
         )
     return config
 
 
-def _files(directory: Path) -> list[Any]:
+def identity_of(directory: Path) -> list[Any]:
     """What the content of a directory is told by."""
     files = sorted(file for file in directory.iterdir() if file.is_file())
     return [__version__, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
@@ -79,11 +84,20 @@ class DirectoryLayers:
         ValueError: tensors and config do not fit, see `match_names`.
     """
 
-    def __init__(self, file: SafetensorsDirectory, config: InternVLConfig) -> None:
-        self._file, self._names = file, match_names(file, config)
+    def __init__(self, file: SafetensorsDirectory, config: InternVLConfig, component: str | None = None) -> None:
+        """`component`: the only one that the directory holds, see `names.parameters_alone`; by default it holds all."""
+        self._file, self._names = file, match_names(file, config, component)
         layout = layout_of(file.tensors)
-        self._parameters = {parameter.path: parameter for parameter in parameters(config, layout)}
+        held = parameters_alone(config, component) if component else parameters(config, layout)
+        self._parameters = {parameter.path: parameter for parameter in held}
         self.origin = f"`{file.directory.resolve().name}`, in {LAYOUTS[layout]}"
+
+    def __getitem__(self, path: str) -> Parameter:
+        """A parameter as the directory holds it."""
+        return self._parameters[path]
+
+    def holds(self, path: str) -> bool:
+        return path in self._parameters
 
     def _tensor(self, parameter: Parameter, layer: int) -> str:
         return self._names[self._parameters[parameter.path].tensors[layer]]

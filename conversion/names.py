@@ -6,7 +6,7 @@ configurations it exists. Layers of a checkpoint are separate tensors, `{i}` in 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.layout import Layout
@@ -110,6 +110,9 @@ def _untied(config: InternVLConfig) -> bool:
 
 
 LAYOUTS = ("hf", "original")
+
+# ViTs and language models are published alone too, under their names in the original layout without these prefixes.
+ALONE = {"vision": "vision_model.", "decoder": "language_model."}
 
 _EMBED, _EMBED_O = "model.vision_tower.embeddings", "vision_model.embeddings"
 _VIT, _VIT_O = "model.vision_tower.encoder.layer.{i}", "vision_model.encoder.layers.{i}"
@@ -285,6 +288,14 @@ def parameters(config: InternVLConfig, layout: str = "hf") -> Iterator[Parameter
             stacked = "{i}" in tensor.name
             names = tuple(tensor.name.format(i=i) for i in range(component["layers"] if stacked else 1))
             yield Parameter(row.path, names, stacked, Layout(tensor.pattern, component))
+
+
+def parameters_alone(config: InternVLConfig, component: str) -> Iterator[Parameter]:
+    """Those of one component, with their tensors in a directory that holds nothing else; `component` of `ALONE`."""
+    for parameter in parameters(config, "original"):
+        if parameter.path.startswith(f"{component}/"):
+            names = (name.removeprefix(ALONE[component]) for name in parameter.tensors)
+            yield replace(parameter, tensors=tuple(names))
 
 
 def axis_sizes(config: InternVLConfig) -> dict[str, dict[str, int]]:

@@ -18,7 +18,15 @@ from jax.sharding import SingleDeviceSharding
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.conversion.layout import CHUNK_BYTES, Index
 from ivl3_jax.conversion.lora import open_weights
-from ivl3_jax.conversion.names import IGNORED, Parameter, canonical, layout_of, parameters
+from ivl3_jax.conversion.names import (
+    ALONE,
+    IGNORED,
+    Parameter,
+    canonical,
+    layout_of,
+    parameters,
+    parameters_alone,
+)
 from ivl3_jax.conversion.safetensors_file import SafetensorsDirectory
 
 LISTED = 8  # names shown in a message
@@ -81,15 +89,21 @@ def _table_and_head(config: InternVLConfig, layout: str) -> tuple[str, str]:
     return names["decoder/embed/table"], names["decoder/head/kernel"]
 
 
-def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str, str]:
+def match_names(file: SafetensorsDirectory, config: InternVLConfig, component: str | None = None) -> dict[str, str]:
     """Finds the tensors of a model in a checkpoint and checks that they are all there, fit, and are all there is.
+
+    Args:
+        component: the only one that the checkpoint holds, see `names.parameters_alone`; by default it holds all.
 
     Returns:
         From each canonical name to the name in the files.
     """
-    names, layout = _spellings(file), layout_of(file.tensors)
-    wanted = {name: parameter for parameter in parameters(config, layout) for name in parameter.tensors}
+    names, layout = _spellings(file), "original" if component else layout_of(file.tensors)
+    expected = parameters_alone(config, component) if component else parameters(config, layout)
+    wanted = {name: parameter for parameter in expected for name in parameter.tensors}
     _, head = _table_and_head(config, layout)
+    if component:
+        head = head.removeprefix(ALONE["decoder"])
     missing = [name for name in wanted if name not in names]
     surplus = [names[name] for name in names if name not in wanted and not IGNORED.search(name)]
     if config.decoder.tie_embeddings and head in names:
@@ -98,7 +112,8 @@ def match_names(file: SafetensorsDirectory, config: InternVLConfig) -> dict[str,
     if missing:
         complaints.append(f"Missing tensors, {len(missing)}: {_some(missing)}")
         if missing == [head]:
-            field = "llm_config.tie_word_embeddings" if layout == "original" else "tie_word_embeddings"
+            nested = layout == "original" and not component
+            field = "llm_config.tie_word_embeddings" if nested else "tie_word_embeddings"
             complaints.append(
                 f"If the embedding table is the output projection too, set {field} to true in config.json; else the "
                 "weights are not whole: a shard was lost, or its index is wrong"

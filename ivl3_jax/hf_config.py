@@ -22,6 +22,18 @@ def read_config(directory: str | Path) -> InternVLConfig:
         NotADirectoryError: it is a file. FileNotFoundError: no such directory, or no config.json there; a peft adapter.
         ValueError: not JSON, or a field is missing, unsupported or contradictory.
     """
+    fields, file = config_fields(directory)
+    if isinstance(fields, dict) and fields.get("model_type") == ORIGINAL:
+        return from_original(fields, image_token_id(directory), file)
+    return from_hf(fields, file)
+
+
+def config_fields(directory: str | Path) -> tuple[Any, Path]:
+    """What `config.json` of a checkpoint directory of any kind holds, and that file.
+
+    Raises:
+        NotADirectoryError, FileNotFoundError: as `read_config`. ValueError: not JSON, or the directory is unfinished.
+    """
     file = Path(directory) / "config.json"
     if file.parent.is_file():
         raise NotADirectoryError(f"{directory} is not a directory; a checkpoint is one, with config.json in it")
@@ -35,12 +47,9 @@ def read_config(directory: str | Path) -> InternVLConfig:
         refuse_adapter(file.parent)
         raise FileNotFoundError(f"{file} does not exist; a checkpoint directory holds config.json and safetensors")
     try:
-        fields = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes()), file
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if isinstance(fields, dict) and fields.get("model_type") == ORIGINAL:
-        return from_original(fields, image_token_id(directory), file)
-    return from_hf(fields, file)
 
 
 def refuse_adapter(directory: Path) -> None:

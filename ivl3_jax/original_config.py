@@ -67,42 +67,17 @@ def from_original(
     top.expect("template", (TEMPLATE,), "the chat text of InternVL2.5 and 3", absent=TEMPLATE)
     top.expect("image_fold", (None, 0), "no tile is cut again", absent=0)
     top.expect("pad2square", (False,), "tiles are not padded", absent=False)
-    vision.expect("hidden_act", ("gelu",), absent="gelu")
-    stated = text.get("architectures")
-    if not isinstance(stated, list) or len(stated) != 1 or stated[0] not in tuple(ARCHITECTURES):
-        raise ValueError(
-            f"{file}: llm_config.architectures is {stated!r}; it must be a list of one of {', '.join(ARCHITECTURES)}"
-        )
-    family = ARCHITECTURES[stated[0]]
+    forced = top.whole("force_image_size") if fields.get("force_image_size") else None
+    vision_config, decoder_config = vision_fields(vision, forced), decoder_fields(text)
     if image_token is None and "img_context_token_id" in fields:
         image_token = top.whole("img_context_token_id", 0)
-    if image_token is None and family != "qwen2":
+    if image_token is None and decoder_config["family"] != "qwen2":
         raise ValueError(
             f"{Path(file).parent}: no tokenizer file says which id {IMAGE_TOKEN} has; added_tokens.json or "
             "tokenizer_config.json of the checkpoint does"
         )
     downsample = top.downsample()
     selected = top.whole("select_layer", None) if "select_layer" in fields else -1
-    vision_config: dict[str, Any] = {
-        "layers": vision.layers(),
-        "width": vision.whole("hidden_size"),
-        "heads": vision.whole("num_attention_heads"),
-        "mlp": vision.whole("intermediate_size"),
-        "image_size": top.whole("force_image_size") if fields.get("force_image_size") else vision.square("image_size"),
-        "patch_size": vision.square("patch_size"),
-        "norm": vision.get("norm_type"),
-        "norm_eps": vision.number("layer_norm_eps"),
-        "qk_norm": vision.flag("qk_normalization"),
-        "qkv_bias": vision.flag("qkv_bias"),
-        "layer_scale": vision.number("initializer_factor", 0.1),
-        "drop_path": vision.number("drop_path_rate", 0.0),
-        "initializer_range": vision.number("initializer_range", 0.02),
-    }
-    decoder_config = text.decoder() | {
-        **_biases(text, family),
-        "tie_embeddings": text.flag("tie_word_embeddings", False),
-        "family": family,
-    }
     try:
         return InternVLConfig(
             VisionConfig(**vision_config),
@@ -113,6 +88,45 @@ def from_original(
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def vision_fields(vision: Fields, image_size: int | None = None) -> dict[str, Any]:
+    """The arguments of VisionConfig that the section of a ViT states, or the config.json of one alone.
+
+    `image_size` is taken instead of the stated one.
+    """
+    vision.expect("hidden_act", ("gelu",), absent="gelu")
+    return {
+        "layers": vision.layers(),
+        "width": vision.whole("hidden_size"),
+        "heads": vision.whole("num_attention_heads"),
+        "mlp": vision.whole("intermediate_size"),
+        "image_size": image_size or vision.square("image_size"),
+        "patch_size": vision.square("patch_size"),
+        "norm": vision.get("norm_type"),
+        "norm_eps": vision.number("layer_norm_eps"),
+        "qk_norm": vision.flag("qk_normalization"),
+        "qkv_bias": vision.flag("qkv_bias"),
+        "layer_scale": vision.number("initializer_factor", 0.1),
+        "drop_path": vision.number("drop_path_rate", 0.0),
+        "initializer_range": vision.number("initializer_range", 0.02),
+    }
+
+
+def decoder_fields(text: Fields) -> dict[str, Any]:
+    """The arguments of DecoderConfig that the section of a language model states, or the config.json of one alone."""
+    stated = text.get("architectures")
+    if not isinstance(stated, list) or len(stated) != 1 or stated[0] not in tuple(ARCHITECTURES):
+        raise ValueError(
+            f"{text.file}: {text.place}architectures is {stated!r}; it must be a list of one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    family = ARCHITECTURES[stated[0]]
+    return text.decoder() | {
+        **_biases(text, family),
+        "tie_embeddings": text.flag("tie_word_embeddings", False),
+        "family": family,
+    }
 
 
 def to_original(config: InternVLConfig, source: str | Path | None = None) -> dict[str, Any]:

@@ -71,12 +71,13 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file with any of these settings, or the name of a shipped one; may be repeated, the later wins",
+        help=f"YAML file with any of these settings{_offered(target, ', or a shipped one: ')}; may be repeated, the "
+        "later wins",
     )
     add = parser.add_class_arguments if is_class else parser.add_function_arguments
     add(target, as_positional=not is_class)
 
-    argv = _with_shipped(_spell_out(target, argv))
+    argv = _with_shipped(target, _spell_out(target, argv))
     files = [text for name, text in _options(argv) if name == "config"]
     for file in files:
         _check_file(target, file)
@@ -122,24 +123,47 @@ def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _with_shipped(argv: list[str]) -> list[str]:
+def _with_shipped(target: Any, argv: list[str]) -> list[str]:
     """The command line with the files of shipped configs for their names, where there is no such file."""
     spelled, is_config = [], False
+    there = shipped(target)
+
+    def found(name: str) -> str:
+        return str(there[name]) if name in there and not Path(name).exists() else name
+
     for token in argv:
         option, equals, text = token.partition("=")
         if is_config:
-            token = _shipped(token)
+            token = found(token)
         elif option == "--config" and equals:
-            token = f"--config={_shipped(text)}"
+            token = f"--config={found(text)}"
         is_config = token == "--config"
         spelled.append(token)
     return spelled
 
 
-def _shipped(name: str) -> str:
-    """The file of a shipped config of that name, such as `sft` or `sft-1b`; else the name as it is."""
-    found = [file for file in CONFIGS.rglob("*.yaml") if file.stem == name and file.parent.name != "sharding"]
-    return str(found[0]) if found and not Path(name).exists() else name
+def shipped(target: Any) -> dict[str, Path]:
+    """The files of shipped configs by their names, such as `sft` or `sft-8b`: those that set what `target` has."""
+    found = (file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "sharding")
+    files = sorted(found, key=lambda file: file.stem)
+    return {file.stem: file for file in files if _fits(target, yaml.safe_load(file.read_text(encoding="utf-8")))}
+
+
+def _fits(kind: Any, tree: Any) -> bool:
+    """Whether all names of a tree are settings of a type, or of a function."""
+    nested = kind if inspect.isfunction(kind) else _nested(kind)
+    if not isinstance(tree, dict):
+        return True
+    if nested is None:
+        return any(get_origin(member) in (dict, Mapping) for member in _members(kind))
+    allowed = _settings(nested)
+    return all(name in allowed and _fits(allowed[name], value) for name, value in tree.items())
+
+
+def _offered(target: Any, before: str) -> str:
+    """The names of the shipped configs behind some words; nothing where there are none."""
+    names = ", ".join(shipped(target))
+    return before + names if names else ""
 
 
 def _underscored(target: Any, token: str) -> str:
@@ -178,7 +202,9 @@ def _check_file(target: Any, file: str) -> None:
     try:
         tree = get_loader("yaml")(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from error
+        missing = isinstance(error, FileNotFoundError)
+        others = _offered(target, "; shipped are ") + _guess(file, shipped(target)) if missing else ""
+        raise UsageError(f"{file}: {error.strerror}{others}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: is not UTF-8 text") from error
     except yaml.YAMLError as error:

@@ -1,6 +1,5 @@
 """`ivl3 convert`: a checkpoint from one PyTorch layout to the other."""
 
-import sys
 from typing import Literal
 
 from ivl3_jax.cli import UsageError
@@ -41,32 +40,17 @@ def run(argv: list[str]) -> int:
     )
     if not chosen.max_shard_gb > 0:
         raise UsageError(f"--max-shard-gb is {chosen.max_shard_gb}; it must be more than 0")
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
-
+    from ivl3_jax.cli.writing import bars
     from ivl3_jax.conversion.convert import convert
 
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress("{task.description}", *columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = progress.add_task(phase)
-            progress.update(tasks[phase], completed=done, total=total)
-
-        try:
-            convert(
-                chosen.source,
-                chosen.destination,
-                layout=chosen.layout,
-                dtype=chosen.dtype,
-                max_shard_bytes=chosen.max_shard_gb * 1e9,
-                report=show,
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            print("interrupted; the same command continues after the last complete file", file=sys.stderr)
-            raise
+    with bars() as report:
+        convert(
+            chosen.source,
+            chosen.destination,
+            layout=chosen.layout,
+            dtype=chosen.dtype,
+            max_shard_bytes=chosen.max_shard_gb * 1e9,
+            report=report,
+        )
     print(f"{chosen.destination} holds the checkpoint in the {chosen.layout} layout")
     return 0

@@ -22,6 +22,7 @@ from ivl3_jax.cli.mistakes import explain
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
     "convert": "ivl3_jax.cli.convert",
+    "assemble": "ivl3_jax.cli.assemble",
     "parity": "ivl3_jax.cli.parity",
     "train": "ivl3_jax.cli.train",
     "data": "ivl3_jax.cli.data",

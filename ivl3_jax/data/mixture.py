@@ -129,6 +129,7 @@ def weights_by(
     lengths: Sequence[float],
     multimodal: Sequence[bool] = (),
     text_share: float | None = None,
+    tokens: Sequence[float] = (),
 ) -> tuple[float, ...]:
     """The weight of each source.
 
@@ -136,8 +137,9 @@ def weights_by(
         rule: `length`, `sqrt` of the length, or the weights themselves by name.
         names, lengths: of the sources; a length counts repetitions.
         multimodal: which sources have images or videos.
-        text_share: the fraction of draws from sources that have none (0.25 in native pre-training, arXiv 2504.10479);
+        text_share: the fraction of tokens from sources that have none (0.25 in native pre-training, arXiv 2504.10479);
             None leaves the rule as it is.
+        tokens: of a sample on average, by source; needed for a `text_share`.
 
     Raises:
         ValueError: an unknown rule or name, a source without a weight or with one of 0, or a share that cannot be had.
@@ -161,8 +163,9 @@ def weights_by(
         return tuple(weights)
     if not 0 < text_share < 1:
         raise ValueError(f"text_share is {text_share}; it must be above 0 and below 1")
-    text = sum(weight for weight, has in zip(weights, multimodal, strict=True) if not has)
-    pictures = sum(weights) - text
+    amounts = [weight * mean for weight, mean in zip(weights, tokens, strict=True)]
+    text = sum(amount for amount, has in zip(amounts, multimodal, strict=True) if not has)
+    pictures = sum(amount for amount, has in zip(amounts, multimodal, strict=True) if has)
     if not text or not pictures:
         raise ValueError(f"text_share is {text_share}, but all sources are {'multimodal' if pictures else 'text'}")
     return tuple(

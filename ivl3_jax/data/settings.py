@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from ivl3_jax.data.encoding import Encoder
 from ivl3_jax.data.faults import Fault, FaultPolicy
 from ivl3_jax.data.frames import TrainingFrames
@@ -18,7 +20,7 @@ from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.sources import Conversations, Source, SourceSpec
 from ivl3_jax.data.stream import Feed, Part
 
-LOOKED_AT = 16  # samples by which a source is known as text alone or not
+LOOKED_AT = 64  # samples of a source by which `text_share` knows whether it is text alone, and its mean length
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class DataRecipe:
         pad_to_square: instead, one tile of each image, filled up to a square.
         weighting: of each answer by its number n of trained tokens: 1, 1/n or 1/sqrt(n) a token.
         weights: of the sources: by their `length` times repeat_time, the `sqrt` of that, or a number for each name.
-        text_share: fraction of samples from sources without images, such as 0.25; null leaves it to the weights.
+        text_share: fraction of tokens from sources without images, such as 0.25, by the mean length of a few samples of
+            each source; null leaves it to the weights.
         exhausted: `repeat` a source that was gone through, in a new order, or `drop` it.
         lookahead: rows' worth of samples among which those of a row are chosen.
         too_long: what becomes of a sample with more tokens than a row: `raise` is a fault, `truncate` cuts its end off,
@@ -118,15 +121,6 @@ def make_feed(
     """The feed of open sources; `specs` say how each is repeated, augmented and tiled."""
     lengths = tuple(map(len, sources))
     repeated = [length * max(1, spec.repeat) for length, spec in zip(lengths, specs, strict=True)]
-    multimodal = [_has_visuals(source) for source in sources] if recipe.text_share is not None else []
-    mixture = Mixture(
-        lengths,
-        weights_by(recipe.weights, [source.name for source in sources], repeated, multimodal, recipe.text_share),
-        streams=recipe.rows,
-        seed=seed,
-        passes=tuple(int(max(1, spec.repeat)) for spec in specs),
-        exhausted=recipe.exhausted,
-    )
     encoder = Encoder(
         adapt(processor, recipe),
         recipe.tokens,
@@ -141,6 +135,22 @@ def make_feed(
         Part(source, augmented if spec.augment else encoder, spec.max_tiles)
         for source, spec in zip(sources, specs, strict=True)
     ]
+    looked = [_look(part) for part in parts] if recipe.text_share is not None else []
+    mixture = Mixture(
+        lengths,
+        weights_by(
+            recipe.weights,
+            [source.name for source in sources],
+            repeated,
+            [multimodal for multimodal, _ in looked],
+            recipe.text_share,
+            [tokens for _, tokens in looked],
+        ),
+        streams=recipe.rows,
+        seed=seed,
+        passes=tuple(int(max(1, spec.repeat)) for spec in specs),
+        exhausted=recipe.exhausted,
+    )
     return Feed(parts, mixture, recipe.budget, recipe.lookahead, recipe.faults, recipe.weighting)
 
 
@@ -171,14 +181,25 @@ def adapt(processor: Processor, recipe: DataRecipe) -> Processor:
     return dataclasses.replace(processor, **given, pad_to_square=recipe.pad_to_square or processor.pad_to_square)
 
 
-def _has_visuals(source: Source) -> bool:
-    """Whether any of a few samples, evenly spread, has an image or a video."""
-    count = min(LOOKED_AT, len(source))
-    for index in range(count):
+def _look(part: Part) -> tuple[bool, float]:
+    """Whether any of a few samples, evenly spread, has an image or a video, and how many tokens they have on average.
+
+    Raises:
+        ValueError: all of them are faulty.
+    """
+    length = len(part.source)
+    count = min(LOOKED_AT, length)
+    multimodal, tokens, fault = False, [], None
+    for number in range(count):
+        index = number * length // count
         try:
-            sample = source[index * len(source) // count]
-        except Fault:
+            # The frames of a video are drawn; the same ones whatever the seed of the run.
+            units = part.measure(index, np.random.default_rng(index))
+        except Fault as error:
+            fault = error
             continue
-        if sample.images or sample.videos:
-            return True
-    return False
+        multimodal = multimodal or any(unit.visuals for unit in units)
+        tokens.append(sum(unit.tokens for unit in units))
+    if not tokens:
+        raise ValueError(f"text_share needs the length of samples, but all {count} looked at are faulty: {fault}")
+    return multimodal, sum(tokens) / len(tokens)

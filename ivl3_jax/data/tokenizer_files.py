@@ -42,14 +42,14 @@ class LibraryCodec:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.get_vocab_size, self.token_to_id = tokenizer.get_vocab_size, tokenizer.token_to_id
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
 
 
 def read_tokenizer(directory: str | Path) -> tuple[Codec, Path]:

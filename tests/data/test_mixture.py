@@ -86,8 +86,11 @@ def test_weights():
     assert weights_by("length", names, lengths) == (100, 400, 500)
     assert weights_by("sqrt", names, lengths)[:2] == (10, 20)
     assert weights_by({"c": 1, "a": 2, "b": 3}, names, lengths) == (2, 3, 1)
-    shared = weights_by("length", names, lengths, (False, True, True), 0.25)
+    shared = weights_by("length", names, lengths, (False, True, True), 0.25, (1, 1, 1))
     np.testing.assert_allclose(shared, (0.25, 0.75 * 4 / 9, 0.75 * 5 / 9))
+    tokens = (200, 1000, 50)
+    of_tokens = np.multiply(weights_by("length", names, lengths, (False, True, True), 0.25, tokens), tokens)
+    np.testing.assert_allclose(of_tokens / of_tokens.sum(), (0.25, 0.75 * 400 / 425, 0.75 * 25 / 425))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_weights():
         (("lenght", "ab", (1, 2)), "weights are 'lenght'; they must be length, sqrt, or a number"),
         (({"a": 1, "x": 2}, "ab", (1, 2)), r"given for \['x'\] and missing for \['b'\]; the sources are a, b"),
         (({"a": 1, "b": 0}, "ab", (1, 2)), "the weight of b is 0.0; it must be above 0 and finite"),
-        (("length", "ab", (1, 2), (True, True), 0.25), "text_share is 0.25, but all sources are multimodal"),
+        (("length", "ab", (1, 2), (True, True), 0.25, (1, 1)), "text_share is 0.25, but all sources are multimodal"),
         (("length", "ab", (1, 2), (True, False), 1.0), "text_share is 1.0; it must be above 0 and below 1"),
     ],
 )

@@ -61,8 +61,13 @@ def test_other_ways_of_making_tiles(processor, meta):
 
 
 def test_text_and_pictures_in_proportion(processor, meta):
+    """A share of tokens, not of samples, whose lengths are unequal."""
     feed = open_feed(recipe(meta, text_share=0.25), processor, seed=0)
-    assert feed.mixture.weights == (0.25, 0.75)
+    assert feed.mixture.weights[0] > 0.4 * feed.mixture.weights[1]  # where 0.33 times would be the share of samples
+    rng = np.random.default_rng(0)
+    lengths = [[part.measure(i, rng)[0].tokens for i in range(len(part.source))] for part in feed.parts]
+    text, images = np.multiply(feed.mixture.weights, [np.mean(tokens) for tokens in lengths])
+    assert text / (text + images) == pytest.approx(0.25)
     assert open_feed(recipe(meta, weights={"text": 2, "images": 1}), processor, seed=0).mixture.weights == (2, 1)
 
 

@@ -1,4 +1,4 @@
-"""Running a script as two processes of one JAX program, two devices each."""
+"""Running a script as several processes of one JAX program, which have four devices together."""
 
 import os
 import socket
@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 
-def run_two(script, *arguments):
-    """Runs it with an address, the process's number and `arguments`; [(stdout, stderr)] of both, which must succeed."""
+def run_together(script, *arguments, processes=2):
+    """Runs it with an address, the process's number and `arguments`; [(stdout, stderr)] of all, which must succeed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": "."}
+    flags = f"--xla_force_host_platform_device_count={4 // processes}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", script, address, str(number), *map(str, arguments)],
@@ -20,8 +21,12 @@ def run_two(script, *arguments):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for number in range(processes)
     ]
-    said = [run.communicate(timeout=200) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+    try:
+        said = [run.communicate(timeout=600) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0] * processes, said
     return said

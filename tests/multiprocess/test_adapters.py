@@ -6,7 +6,7 @@ import ivl3_jax
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 from tests.conversion.test_adapters import assert_same
 from tests.models.adapted import trained
-from tests.multiprocess.processes import run_two
+from tests.multiprocess.processes import run_together
 
 SCRIPT = """
 import sys
@@ -38,7 +38,7 @@ for new, old in zip(jax.tree.leaves(back.params), jax.tree.leaves(one.params), s
 def test_two_processes_write_what_one_writes(tmp_path):
     config = small_config()
     source = write_checkpoint(tmp_path / "in", config, random_tensors(config))
-    run_two(SCRIPT, source, tmp_path)
+    run_together(SCRIPT, source, tmp_path)
     base = ivl3_jax.load(source, "float32")
     one = trained(base)
     assert_same(ivl3_jax.load_adapter(base, tmp_path / "adapter").params, one.params)

@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 
 from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
 from tests.conversion.test_round_trip import assert_same
-from tests.multiprocess.processes import run_two
+from tests.multiprocess.processes import run_together
 
 SCRIPT = """
 import sys
@@ -45,7 +45,7 @@ def test_two_processes_write_one_checkpoint(tmp_path):
     config = small_config()
     tensors = random_tensors(config)
     source = write_checkpoint(tmp_path / "in", config, tensors)
-    said = run_two(SCRIPT, source, tmp_path / "out")
+    said = run_together(SCRIPT, source, tmp_path / "out")
     # What the writer refuses, both of them refuse, and both can go on.
     assert "FileExistsError" in said[0][0] and "exists and is not empty" in said[0][0]
     assert "RuntimeError process 0 could not write the checkpoint" in said[1][0]

@@ -41,7 +41,7 @@ def write_data(root: Path, lines: int = 24) -> Path:
 
 
 def write_pairs(root: Path, lines: int = 12) -> Path:
-    """Preference pairs about images and about none."""
+    """A JSONL file of preference pairs about images and about none."""
     rng = np.random.default_rng(1)
     records = []
     for number in range(lines):

@@ -13,11 +13,13 @@ from tests.training.runs import (
     finish,
     kill,
     losses,
+    metrics,
     start,
     start_together,
     steps_of,
     weights,
     write_data,
+    write_pairs,
     write_recipe,
 )
 
@@ -67,6 +69,17 @@ def test_killed_three_times(recipe, uninterrupted, tmp_path):
 def test_killed_thirty_times(recipe, uninterrupted, tmp_path, seed):
     killed(recipe, tmp_path / "run", 3, seed)
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_preference_run_killed_three_times(tmp_path):
+    """The reference's table and the running reward shift are gone on with too."""
+    size = {"tokens": 400, "segments": 8}
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_pairs(tmp_path), data=size, train={"preference": {}})
+    finish(start(recipe, tmp_path / "whole"))
+    killed(recipe, tmp_path / "run", 3, seed=0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    parts = [[line["parts"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("run", "whole")]
+    assert parts[0] == parts[1] and all(part["quality"] > 0 for part in parts[0])
 
 
 def test_told_to_end_and_a_damaged_state(recipe, uninterrupted, tmp_path):

@@ -4,10 +4,12 @@ import dataclasses
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -53,20 +55,41 @@ def unpacked(weighting):
     return batch_of([[one] for one in segments()], tokens=64, tiles=4, weighting=weighting)
 
 
-def step_of(batch, config=TRAIN, plan=None, model_config=CONFIG, parts=1):
+def step_of(batch, *options, **named):
     """Metrics, gradients by path, and the state after a step from fresh parameters."""
+    (found,) = steps_of([batch], *options, **named)
+    return found
+
+
+def steps_of(batches, config=TRAIN, plan=None, model_config=CONFIG, parts=1):
+    """`step_of` each of several batches of one shape, which is compiled once."""
     config = dataclasses.replace(config, accumulate=parts)
     model = Model.init(model_config, plan or ShardingPlan(), seed=1)
-    place = Placement(model.plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1], parts=parts)
+    rows, tiles = batches[0].tokens.shape, batches[0].tiles.shape[1]
+    place = Placement(model.plan, model.mesh, *rows, tiles, parts=parts)
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, NextToken(), config, model.config.tile_tokens, sources=2)
-        state, metrics = step(init_state(model.params, config), place(batch), None, jax.random.key(5))
-    moments = optax.tree_utils.tree_get(state.optimizer, "mu")
-    return metrics, flat(jax.tree.map(lambda leaf: leaf / (1 - config.beta1), moments)), state
+        for batch in batches:
+            placed = place(here(batch, place))
+            fresh = jax.tree.map(jnp.copy, model.params)  # the step takes its state's memory over
+            state, metrics = step(init_state(fresh, config), placed, None, jax.random.key(5))
+            moments = flat(optax.tree_utils.tree_get(state.optimizer, "mu"))
+            yield metrics, {path: value / (1 - config.beta1) for path, value in moments.items()}, state
+
+
+def here(batch, place):
+    """The rows that this process has to make."""
+    return type(batch)(*(leaf[place.rows] for leaf in batch))
 
 
 def flat(tree):
-    return {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(tree, sep="/").items()}
+    return {path: gathered(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def gathered(leaf):
+    """The whole of an array, where several processes have parts of it too."""
+    local = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    return np.asarray(leaf if local else multihost_utils.process_allgather(leaf, tiled=True), np.float64)
 
 
 def agree(found, expected):
