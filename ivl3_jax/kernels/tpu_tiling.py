@@ -10,20 +10,23 @@ LANES = 128
 class VitBlocks(NamedTuple):
     """How `tpu_vit_attention` works on one generation.
 
-    `forward` and `backward`: queries in a block. `sum_by_product`: whether the matrix unit also sums the exponentials
-    of a head of 128, where its width would otherwise lie idle.
+    `forward` and `backward`: queries in a block. `ahead`: forward, how many blocks of scores are asked of the matrix
+    unit before the exponentials of the one at hand. `sum_by_product`: whether the matrix unit also sums the
+    exponentials of a head of 128, where its width would otherwise lie idle.
     """
 
     forward: int
     backward: int
+    ahead: int
     sum_by_product: bool
 
 
+# Measured by benchmarks/kernels.py.
 _VIT_BLOCKS = {
-    ("v5", 64): VitBlocks(256, 256, False),
-    ("v5", 128): VitBlocks(256, 256, False),
-    ("v6", 64): VitBlocks(512, 256, False),
-    ("v6", 128): VitBlocks(512, 256, True),
+    ("v5", 64): VitBlocks(512, 256, 0, False),
+    ("v5", 128): VitBlocks(512, 256, 0, False),
+    ("v6", 64): VitBlocks(512, 256, 1, False),
+    ("v6", 128): VitBlocks(256, 512, 1, True),
 }
 
 

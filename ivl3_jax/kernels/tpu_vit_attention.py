@@ -98,7 +98,7 @@ def _forward(H: int, blocks: VitBlocks, interpret: bool, save: bool, q, k, v):
     lse = pl.BlockSpec((None, None, G, S), lambda b, n: (b, n, 0, 0))
     lse_shape = jax.ShapeDtypeStruct((B, width // LANES, G, S), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_kernel, H, dividing(blocks.forward, S - 1), blocks.sum_by_product),
+        functools.partial(_kernel, H, dividing(blocks.forward, S - 1), blocks.ahead, blocks.sum_by_product),
         grid=(B, width // LANES),
         in_specs=[lanes] * 3,
         out_specs=[lanes, *([lse] if save else ())],
@@ -109,7 +109,7 @@ def _forward(H: int, blocks: VitBlocks, interpret: bool, save: bool, q, k, v):
     )(q, k, v)
 
 
-def _kernel(H, block, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_ref=None):
+def _kernel(H, block, ahead, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_ref=None):
     P = k_ref.shape[0] - 1
     precision = lax.Precision.HIGHEST if q_ref.dtype == jnp.float32 else None
     product = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
@@ -119,18 +119,26 @@ def _kernel(H, block, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_ref=None
     extra_k, extra_v = (ref[P:].astype(jnp.float32) for ref in (k_ref, v_ref))
     one = jnp.ones((), v.dtype)
 
-    for start in range(0, P, block):
-        last = start + block == P
+    def scored(start, mine):
         q = q_ref[start : start + block]
-        if last:  # the extra query rides along; 16 rows are what a register holds of bfloat16
+        if start + block == P:  # the extra query rides along; 16 rows are what a register holds of bfloat16
             q = jnp.concatenate([q, jnp.broadcast_to(q_ref[P:], (16, LANES))])
         # Scores come out in units of log2, for exp2.
         q = q.astype(jnp.float32) * (H**-0.5 * math.log2(math.e))
+        q = q if len(heads) == 1 else jnp.where(mine, q, 0)
+        scores = product(q.astype(k.dtype), k, (((1,), (1,)), ((), ())))
+        return scores, jnp.sum(q * extra_k, axis=1, keepdims=True)
+
+    tasks = [(start, mine) for start in range(0, P, block) for mine in heads]
+    made, taken = [], 0
+    for start in range(0, P, block):
+        last = start + block == P
         outs, tops, extras, sums = [], [], [], []
         for mine in heads:
-            mine_q = q if len(heads) == 1 else jnp.where(mine, q, 0)
-            scores = product(mine_q.astype(k.dtype), k, (((1,), (1,)), ((), ())))
-            extra = jnp.sum(mine_q * extra_k, axis=1, keepdims=True)
+            while len(made) < min(taken + 1 + ahead, len(tasks)):
+                made.append(scored(*tasks[len(made)]))
+            scores, extra = made[taken]
+            taken += 1
             top = jnp.maximum(scores.max(axis=1, keepdims=True), extra)
             p = jnp.exp2(scores - top)
             if len(heads) == 2:
@@ -155,7 +163,7 @@ def _kernel(H, block, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_ref=None
         if last:
             out_ref[P:] = out[block : block + 1]
         if lse_ref is not None:
-            lse = jnp.broadcast_to(top + jnp.log2(total), (q.shape[0], LANES))
+            lse = jnp.broadcast_to(top + jnp.log2(total), (out.shape[0], LANES))
             rows = lse[:block].T
             for head in range(len(heads)):
                 lse_ref[head : head + 1, start : start + block] = rows[head * H : head * H + 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivl3_jax.kernels import oracle
+from ivl3_jax.kernels import oracle, tpu_tiling
 from ivl3_jax.kernels.attention import chosen
 from ivl3_jax.kernels.tpu_vit_attention import attention
 from tests.kernels.test_attention import assert_equal, operands, value_and_gradients
@@ -20,18 +20,22 @@ interpreted = functools.partial(attention, interpret=True)
 BFLOAT16 = 2 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
-def compare(B, S, N, H, dtype, scale=1.0):
+def compare(B, S, N, H, dtype, scale=1.0, device="TPU v5"):
+    """As it is made for one kind of TPU."""
     q, k, v, cotangent = operands(np.random.default_rng(S * N), B, S, S, N, N, H, dtype)
     inputs = q * jnp.asarray(scale, dtype), k, v, cotangent
-    ours = value_and_gradients(interpreted, *inputs, causal=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu_tiling, "device_kind", lambda: device)
+        ours = value_and_gradients(interpreted, *inputs, causal=False)
     assert {x.dtype for x in ours} == {jnp.dtype(dtype)}
     wide = value_and_gradients(oracle.attention, *(x.astype(jnp.float32) for x in inputs), causal=False)
     assert_equal(ours, wide, LAYER["float32"] if dtype == "float32" else BFLOAT16)
 
 
-@pytest.mark.parametrize(("N", "H", "dtype"), [(1, 128, "float32"), (2, 64, "bfloat16")])
-def test_a_published_tile(N, H, dtype):
-    compare(1, 1025, N, H, dtype)
+@pytest.mark.parametrize("device", ["TPU v5", "TPU v6 lite"])
+@pytest.mark.parametrize(("N", "H", "dtype"), [(1, 128, "float32"), (2, 64, "float32"), (2, 64, "bfloat16")])
+def test_a_published_tile(N, H, dtype, device):
+    compare(1, 1025, N, H, dtype, device=device)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -41,9 +45,10 @@ def test_a_published_tile(N, H, dtype):
     H=st.sampled_from([64, 128]),
     P=st.sampled_from([128, 256, 384]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
+    device=st.sampled_from(["TPU v5", "TPU v6 lite"]),
 )
-def test_equals_the_oracle(B, groups, H, P, dtype):
-    compare(B, P + 1, groups * 128 // H, H, dtype)
+def test_equals_the_oracle(B, groups, H, P, dtype, device):
+    compare(B, P + 1, groups * 128 // H, H, dtype, device=device)
 
 
 def test_large_scores_do_not_overflow():
