@@ -177,7 +177,8 @@ def _forward_saving(H, blocks, interpret, q, k, v):
 
 
 def _backward(H, blocks, interpret, saved, d_out):
-    return backward(H, blocks, interpret, VMEM, *saved, d_out)
+    q, k, v, out, lse = saved
+    return backward(H, blocks, interpret, VMEM, q, k, v, out, lse, d_out)
 
 
 _attention.defvjp(_forward_saving, _backward)
