@@ -39,3 +39,16 @@ def test_vit_attention(device, heads, head_dim, dtype):
 
     text = compiled(jax.grad(loss, argnums=(0, 1, 2)), x, x, x)
     assert "vit_attention_forward" in text and "vit_attention_backward" in text
+
+
+def test_vit_attention_on_shards(libtpu):
+    """Tiles over four devices: each one's kernel sees its own."""
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2")
+    mesh = jax.make_mesh((4,), ("fsdp",), (AxisType.Explicit,), devices=topology.devices)
+    layout = PartitionSpec("fsdp", None, None, None)
+    with jax.set_mesh(mesh):
+        x = jax.ShapeDtypeStruct((8, 1025, 16, 64), jnp.bfloat16, sharding=NamedSharding(mesh, layout))
+        text = compiled(lambda x: attention(x, x, x, causal=False, layout=layout, kv_layout=layout), x)
+    assert "vit_attention_forward" in text and "bf16[2,1025,1024]" in text
