@@ -6,11 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ivl3_jax.kernels import chunked_attention, oracle
+from ivl3_jax.kernels import chunked_attention, oracle, tpu_vit_attention
+from ivl3_jax.kernels.tpu_tiling import device_kind
 from ivl3_jax.sharding.local import in_use, on_shards
 
-IMPLEMENTATIONS: dict[str, Callable] = {"oracle": oracle.attention, "chunked": chunked_attention.attention}
-DEFAULT = "chunked"
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "oracle": oracle.attention,
+    "chunked": chunked_attention.attention,
+    "tpu_vit": tpu_vit_attention.attention,
+}
+
+
+def chosen(q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool) -> str:
+    """The implementation for one device's operands on the platform that the program is compiled for."""
+    if device_kind().startswith("TPU") and tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
+        return "tpu_vit"
+    return "chunked"
 
 
 def attention(
@@ -32,17 +43,17 @@ def attention(
         layout: of q and of the result. kv_layout: what k and v are brought to; their sequence is whole, and their
             heads are either sharded as q's or replicated.
         segment_ids: int32 [B, S]; positions see only their own segment. None: one segment.
-        implementation: a name in `IMPLEMENTATIONS`; None takes the one for the platform.
+        implementation: a name in `IMPLEMENTATIONS`; None takes the one for the platform and the shapes.
 
     Returns:
         [B, S, N, H] in q's dtype. Softmax and products accumulate in at least float32.
 
     Raises:
-        ValueError: an unknown implementation.
+        ValueError: an unknown implementation, or one named that does not support the operands.
     """
-    name = implementation or DEFAULT
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    if implementation not in (None, *IMPLEMENTATIONS):
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"attention implementation {implementation!r} is unknown; there are {known}")
     sequence, heads = in_use(layout)[1:3]
     if heads is not None and in_use(kv_layout)[2] is None:
         # Each shard of the query heads needs its own kv heads out of the replicated ones.
@@ -57,6 +68,7 @@ def attention(
             mine = everyone = segments
             if sequence is not None:
                 everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
+        name = implementation or chosen(q, k, segments, causal)
         return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset)
 
     segments_in = () if segment_ids is None else (segment_ids,)
