@@ -77,15 +77,29 @@ def cross_entropy(
     return weights * jnp.where(known | (weights == 0), nll, jnp.nan)
 
 
+def supports(x: jax.Array, w: jax.Array) -> bool:
+    """Whether `cross_entropy` takes x [..., D] and w [D, V]."""
+    known = x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float32)
+    return known and x.shape[-1] <= _widest(x.dtype)
+
+
 def blocks(D: int, dtype: jnp.dtype) -> Blocks:
     """The blocks for a width, of the chip that is traced for."""
     name = chip() or "v5p"
-    room = VMEM[name] // jnp.dtype(dtype).itemsize * 2
     for sizes in BLOCKS[name]:
-        if _bytes(D, sizes) <= room:
+        if _bytes(D, sizes, dtype) <= VMEM[name]:
             return sizes
-    widest = max(d for d in range(LANES, D, LANES) if _bytes(d, BLOCKS[name][-1]) <= room)
-    raise ValueError(f"cross_entropy: width {D} is too large for the TPU kernel; on {name} it takes up to {widest}")
+    raise ValueError(
+        f"cross_entropy: width {D} is too large for the TPU kernel; on {name} it takes up to {_widest(dtype)} "
+        f"in {jnp.dtype(dtype)}"
+    )
+
+
+def _widest(dtype: jnp.dtype) -> int:
+    name, D = chip() or "v5p", LANES
+    while _bytes(D + LANES, BLOCKS[name][-1], dtype) <= VMEM[name]:
+        D += LANES
+    return D
 
 
 # The largest first; the first that fits is taken. By the schedules of `benchmarks/kernels.py`.
@@ -96,12 +110,12 @@ BLOCKS = {
 }
 
 
-def _bytes(D: int, sizes: Blocks) -> int:
-    """What the larger of the two kernels holds for bfloat16: operands and results twice, sums in float32 once."""
+def _bytes(D: int, sizes: Blocks, dtype: jnp.dtype) -> int:
+    """What the larger of the two kernels holds: operands and results twice, sums and products in float32 once."""
     tokens, columns, d_w_tokens, d_w_columns = sizes
-    logits = 10 * tokens * columns
-    first = 4 * D * (tokens + columns) + D * tokens * (4 + 2 + 4 + 4) + logits
-    second = 4 * D * (d_w_tokens + d_w_columns) + D * d_w_columns * (4 + 4 + 4) + 10 * d_w_tokens * d_w_columns
+    size = jnp.dtype(dtype).itemsize
+    first = size * D * (2 * tokens + 2 * columns + tokens + 2 * tokens) + 8 * D * tokens + 10 * tokens * columns
+    second = size * D * (2 * d_w_tokens + 4 * d_w_columns) + 8 * D * d_w_columns + 10 * d_w_tokens * d_w_columns
     return max(first, second)
 
 

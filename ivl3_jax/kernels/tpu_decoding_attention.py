@@ -17,6 +17,7 @@ from ivl3_jax.kernels.chip import chip
 
 MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
 LANES = 128
+PAGE = 16  # positions, of which a page has a multiple: whole registers in bfloat16
 BLOCK = 1024  # positions read at once; two of them, of 8 heads of 128 keys and values, take 8 MiB of VMEM
 VMEM = 32 << 20  # bytes
 CORES = {"v5p": 2}  # that share the rows of one device
@@ -29,9 +30,9 @@ def paged_attention(
 
     Args:
         q: [B, S, N, H], the queries at positions lengths - S .. lengths - 1 of each row.
-        keys, values: [pages, page_size, K·H], with K dividing N; head k of a position is its elements k·H .. k·H + H - 1
-            (side by side, since a TPU would fill up a last dimension of 64 to 128). Query head n reads kv head
-            n // (N // K). Of q's dtype, bfloat16 or float32. A page may be in several rows.
+        keys, values: [pages, page_size, K·H], with K dividing N, in q's dtype, bfloat16 or float32. The heads of a
+            position lie side by side, since a TPU would fill up a last dimension of 64 to 128. Query head n reads kv
+            head n // (N // K). A page may be in several rows.
         table: int32 [B, pages of the longest row]; position p of row b lies in page table[b, p // page_size], at
             p % page_size. What is past a row's last page is not looked at.
         lengths: int32 [B], how many positions of each row are filled, those of q included. What lies past it in a page
@@ -42,8 +43,8 @@ def paged_attention(
         [B, S, N, H] in q's dtype; zeros for a query whose position is below 0.
 
     Raises:
-        ValueError: dtypes that differ, a page size that is no multiple of 16, K·H that is no multiple of 128, or heads of a size
-            that neither divides 128 nor is a multiple of it.
+        ValueError: dtypes that differ, a page size that is no multiple of 16, K·H that is no multiple of 128, or heads
+            of a size that neither divides 128 nor is a multiple of it.
     """
     B, S, N, H = q.shape
     page, width = keys.shape[1:]
@@ -84,15 +85,18 @@ def paged_attention(
             ],
         ),
         out_shape=jax.ShapeDtypeStruct(grouped.shape, q.dtype),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
         interpret=interpret,
         name="paged_attention",
     )(table.reshape(-1), lengths, grouped, keys, values)
     y = y.reshape(B, products, together, G, S, together, H)
     y = jnp.einsum("bphgsld,hl->bsphgd", y, apart)
     return y.reshape(B, S, N, H)
+
+
+def supports(K: int, H: int, dtype: jnp.dtype) -> bool:
+    """Whether `paged_attention` takes K kv heads of H elements in this dtype."""
+    return K * H % LANES == 0 and (LANES % H == 0 or H % LANES == 0) and dtype in (jnp.bfloat16, jnp.float32)
 
 
 def _check(q: jax.Array, keys: jax.Array, values: jax.Array, K: int) -> None:
@@ -102,11 +106,13 @@ def _check(q: jax.Array, keys: jax.Array, values: jax.Array, K: int) -> None:
             f"paged_attention: q is {q.dtype}, keys {keys.dtype}, values {values.dtype}; "
             "all must be bfloat16 or all float32"
         )
-    if page % 16:
-        raise ValueError(f"paged_attention: page size {page}; it must be a multiple of 16, such as {-(-page // 16) * 16}")
+    if page % PAGE:
+        raise ValueError(
+            f"paged_attention: page size {page}; it must be a multiple of {PAGE}, such as {-(-page // PAGE) * PAGE}"
+        )
     if width % H or q.shape[2] % K:
         raise ValueError(f"paged_attention: {width} elements a position do not fit {q.shape[2]} heads of {H}")
-    if width % LANES or (H % LANES and LANES % H):
+    if not supports(K, H, q.dtype):
         nearest = math.lcm(H, LANES)
         raise ValueError(
             f"paged_attention: {K} kv heads of {H} take {width} elements a position; they must be a multiple of "
@@ -114,7 +120,9 @@ def _check(q: jax.Array, keys: jax.Array, values: jax.Array, K: int) -> None:
         )
 
 
-def _kernel(B, S, page, pages, scale, table, lengths, q, keys, values, y, k_room, v_room, arrived, turn, top, total, sums):
+def _kernel(
+    B, S, page, pages, scale, table, lengths, q, keys, values, y, k_room, v_room, arrived, turn, top, total, sums
+):
     """One row. `turn` holds which of the two rooms its first block goes to, or is already on its way to."""
     core, n = pl.program_id(0), pl.program_id(1)
     row, last_row = core * pl.num_programs(1) + n, jnp.minimum((core + 1) * pl.num_programs(1), B) - 1
