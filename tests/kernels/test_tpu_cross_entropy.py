@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ivl3_jax.kernels import oracle, tpu_cross_entropy
+from ivl3_jax.kernels.cross_entropy import cross_entropy as seam
 from ivl3_jax.kernels.tpu_cross_entropy import Blocks
 from tests.kernels.test_cross_entropy import compare, operands, value_and_gradients
 from tests.tolerances import LAYER
@@ -116,3 +117,28 @@ def test_no_tokens_are_legal():
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="x is float16 and w float32; .* bfloat16 or both in float32"):
         tpu(5)(jnp.ones((2, 4), jnp.float16), jnp.ones((4, 5)), jnp.zeros(2, jnp.int32), jnp.ones(2))
+
+
+def test_through_the_seam_under_a_plan():
+    """By name, on whole arrays under a mesh of explicit axes; rows over one axis, columns over the other."""
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"))
+    x, w, labels, weights, cotangent = operands(np.random.default_rng(5), 24, 8, 402, 399)
+
+    def by(implementation, *axes):
+        def run(x, w, weights, cotangent):
+            rows = 4, 6
+            out, pull = jax.vjp(
+                lambda x, w, weights: seam(
+                    x.reshape(*rows, 8), w, labels.reshape(rows), weights.reshape(rows),
+                    vocab=399, layout=PartitionSpec(axes[0], None), vocab_axes=axes[1], implementation=implementation,
+                ),
+                x, w, weights,
+            )  # fmt: skip
+            return out, *pull(jax.sharding.reshard(cotangent.reshape(rows), PartitionSpec(axes[0], None)))
+
+        with jax.set_mesh(mesh):
+            operands = (jax.device_put(o, NamedSharding(mesh, PartitionSpec())) for o in (x, w, weights, cotangent))
+            return jax.jit(run)(*operands)
+
+    for a, b in zip(by("tpu", "data", "tensor"), by("oracle", None, None), strict=True):
+        assert np.linalg.norm(np.asarray(a) - b) <= LAYER["float32"] * np.linalg.norm(b)
