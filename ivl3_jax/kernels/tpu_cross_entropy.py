@@ -80,23 +80,27 @@ def cross_entropy(
 def supports(x: jax.Array, w: jax.Array) -> bool:
     """Whether `cross_entropy` takes x [..., D] and w [D, V]."""
     known = x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float32)
-    return known and x.shape[-1] <= _widest(x.dtype)
+    return known and x.shape[-1] <= _widest(chip() or "v5p", x.dtype)
 
 
 def blocks(D: int, dtype: jnp.dtype) -> Blocks:
     """The blocks for a width, of the chip that is traced for."""
-    name = chip() or "v5p"
+    return blocks_on(chip() or "v5p", D, dtype)
+
+
+def blocks_on(name: str, D: int, dtype: jnp.dtype) -> Blocks:
+    """The blocks for a width on v5e, v5p or v6e; raises ValueError where none fits."""
     for sizes in BLOCKS[name]:
         if _bytes(D, sizes, dtype) <= VMEM[name]:
             return sizes
     raise ValueError(
-        f"cross_entropy: width {D} is too large for the TPU kernel; on {name} it takes up to {_widest(dtype)} "
+        f"cross_entropy: width {D} is too large for the TPU kernel; on {name} it takes up to {_widest(name, dtype)} "
         f"in {jnp.dtype(dtype)}"
     )
 
 
-def _widest(dtype: jnp.dtype) -> int:
-    name, D = chip() or "v5p", LANES
+def _widest(name: str, dtype: jnp.dtype) -> int:
+    D = LANES
     while _bytes(D + LANES, BLOCKS[name][-1], dtype) <= VMEM[name]:
         D += LANES
     return D

@@ -142,3 +142,8 @@ def test_through_the_seam_under_a_plan():
 
     for a, b in zip(by("tpu", "data", "tensor"), by("oracle", None, None), strict=True):
         assert np.linalg.norm(np.asarray(a) - b) <= LAYER["float32"] * np.linalg.norm(b)
+
+
+def test_too_wide_is_refused():
+    with pytest.raises(ValueError, match="width 100000 is too large .* on v5p it takes up to 12672 in bfloat16"):
+        tpu_cross_entropy.blocks_on("v5p", 100000, "bfloat16")
