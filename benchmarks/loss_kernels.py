@@ -45,19 +45,14 @@ def cross_entropy(chip: str, D: int) -> tuple[list[Kernel], float]:
     tokens, columns, d_w_tokens, d_w_columns = blocks_on(chip, D, "bfloat16")
     # Per step of the outer dimension w, or x, is read once, and everything else once in all.
     traffic = {
-        "softmax": 2 * D * (V * -(-T // tokens) + 2 * T),
-        "d_w": 2 * D * (T * -(-V // d_w_columns) + 2 * V),
+        "cross_entropy_softmax": 2 * D * (V * -(-T // tokens) + 2 * T),
+        "cross_entropy_d_w": 2 * D * (T * -(-V // d_w_columns) + 2 * V),
     }
     guards = {
-        "softmax": executed(tokens, columns, -(-V // columns)),
-        "d_w": executed(d_w_tokens, d_w_columns, -(-T // d_w_tokens)),
+        "cross_entropy_softmax": executed(tokens, columns, -(-V // columns)),
+        "cross_entropy_d_w": executed(d_w_tokens, d_w_columns, -(-T // d_w_tokens)),
     }
-    names = {"softmax": "jvp_cross_entropy_softmax_", "d_w": "transpose_jvp_cross_entropy_d_w__"}
-
-    def named(table):
-        return {names[kernel]: value for kernel, value in table.items()}
-
-    found = cycles_of(make, D, chip=chip, guards=named(guards), traffic=named(traffic))
+    found = cycles_of(make, D, chip=chip, guards=guards, traffic=traffic)
     return found, 3 * 2 * T * D * V / (CHIPS[chip].teraflops * 1e3) * CHIPS[chip].ghz
 
 
