@@ -5,14 +5,20 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec
 
-from ivl3_jax.kernels import chunked_cross_entropy, oracle
+from ivl3_jax.kernels import chunked_cross_entropy, oracle, tpu_cross_entropy
+from ivl3_jax.kernels.chip import chip, interpreted
 from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "oracle": oracle.cross_entropy,
     "chunked": chunked_cross_entropy.cross_entropy,
+    "tpu": tpu_cross_entropy.cross_entropy,
 }
-DEFAULT = "chunked"
+
+
+def preferred(x: jax.Array, w: jax.Array) -> str:
+    """The name of the implementation for the platform, and x [..., D] and w [D, V]."""
+    return "tpu" if chip() and tpu_cross_entropy.supports(x, w) else "chunked"
 
 
 def cross_entropy(
@@ -40,18 +46,21 @@ def cross_entropy(
     Raises:
         ValueError: an unknown implementation.
     """
-    name = implementation or DEFAULT
+    name = implementation or preferred(x, w)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"cross-entropy implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
     (vocab_axes,) = in_use(PartitionSpec(vocab_axes))
-    sharded = {} if name == "oracle" else {"axis": vocab_axes}
+    options = {} if name == "oracle" else {"axis": vocab_axes}
     if name == "oracle" and vocab_axes is not None:
         vocab_axes = None  # the oracle sees the whole vocabulary
 
     def local(x, w, labels, weights):
         flat = x.reshape(-1, x.shape[-1]), w, labels.reshape(-1), weights.reshape(-1)
-        return IMPLEMENTATIONS[name](*flat, vocab=vocab, **sharded).reshape(labels.shape)
+        return IMPLEMENTATIONS[name](*flat, vocab=vocab, **options).reshape(labels.shape)
 
+    if name == "tpu" and chip() is None:
+        options["interpret"] = True
+        local = interpreted(local)
     x_layout, w_layout = PartitionSpec(*layout, None), PartitionSpec(None, vocab_axes)
     run = on_shards(local, in_specs=(x_layout, w_layout, layout, layout), out_specs=layout)
     return run(x, w, labels, weights)

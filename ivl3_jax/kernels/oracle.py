@@ -44,6 +44,29 @@ def attention(
     return jnp.einsum("bkgsl,blkh->bskgh", weights, v.astype(wide)).reshape(B, S, N, H).astype(q.dtype)
 
 
+def paged_attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, table: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """Causal attention of the last positions of rows that lie in pages.
+
+    Args:
+        q: [B, S, N, H], the positions lengths - S .. lengths - 1 of each row.
+        keys, values: [pages, page_size, K·H], the heads of a position side by side.
+        table: int32 [B, M], the page of positions m · page_size and on of each row. lengths: int32 [B].
+
+    Returns:
+        [B, S, N, H] in q's dtype; zeros for a query whose position is below 0.
+    """
+    B, S, _, H = q.shape
+    filled = jnp.arange(table.shape[1] * keys.shape[1]) < lengths[:, None]
+    k, v = (
+        jnp.where(filled[..., None], pages[table].reshape(*filled.shape, -1), 0).reshape(*filled.shape, -1, H)
+        for pages in (keys, values)
+    )
+    one_row = jax.vmap(lambda q, k, v, offset: attention(q[None], k[None], v[None], causal=True, q_offset=offset)[0])
+    return one_row(q, k, v, lengths - S)
+
+
 def cross_entropy(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array, *, vocab: int) -> jax.Array:
     """weights * (logsumexp(logits) - logits[label]) for logits = x w.
 

@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
         self, x: jax.Array, positions: jax.Array, cache: list[Cache], lengths: jax.Array
     ) -> tuple[jax.Array, list[Cache]]:
         """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
-        rope = self.rope(positions, None, cache[0].keys.shape[-1], x.dtype)
+        rope = self.rope(positions, None, cache[0].capacity, x.dtype)
         extended = []
         for layer, filled in zip(self.layers, cache, strict=True):
             x, filled = layer.step(x, rope, filled, lengths)

@@ -11,11 +11,13 @@ from flax import nnx
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.positions import v2pe_positions
 from ivl3_jax.inference.generate import Generator, bucket
+from ivl3_jax.inference.programs import programs_of
 from ivl3_jax.inference.sampling import Sampling
+from ivl3_jax.kernels import decoding
 from ivl3_jax.layers.stack import unstack
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
-from tests.models.small import CONFIG, model, random_batch, relative
+from tests.models.small import CONFIG, changed, model, random_batch, relative
 from tests.tolerances import STACK
 
 NEW = 10
@@ -41,6 +43,15 @@ def test_buckets():
     for n in range(1, 5000):
         assert n <= bucket(n) == bucket(bucket(n)) < max(n + 64, 1.25 * n + 1)
     assert len({bucket(n) for n in range(1025, 2049)}) == 4
+
+
+def test_the_tpu_kernel_gives_the_same_answers(monkeypatch):
+    wide = Model.init(changed(decoder={"head_dim": 64}), seed=1)
+    expected = Generator(wide).generate(PROMPTS, 4, ())
+    programs_of.cache_clear()
+    monkeypatch.setattr(decoding, "preferred", lambda k, capacity: "tpu")
+    assert Generator(wide).generate(PROMPTS, 4, ()) == expected
+    programs_of.cache_clear()
 
 
 def test_float64():

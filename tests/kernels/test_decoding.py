@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ivl3_jax.kernels import oracle
 from ivl3_jax.kernels.decoding import append, decode_attention, new_cache
@@ -11,6 +12,13 @@ from tests.models.small import relative
 from tests.tolerances import LAYER
 
 B, K, H, CAPACITY = 3, 2, 8, 12
+
+
+@pytest.fixture
+def placed():
+    mesh = jax.make_mesh((1,), ("data",))
+    with jax.set_mesh(mesh):
+        yield lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def random(*shape, seed=0):
@@ -32,6 +40,30 @@ def test_rows_of_unequal_length(new, group):
         lengths = lengths + new
         found = jax.jit(decode_attention)(q[rows, at], cache, lengths)
         assert relative(found, expected[rows, at]) < LAYER["float32"]
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_the_cache_of_the_tpu_kernel(new, placed):
+    """Positions appended to rows of unequal length, and pages beyond them that are not yet filled."""
+    capacity, heads, width = 96, 4, 64
+    k, v = random(B, capacity, K, width), random(B, capacity, K, width, seed=1)
+    q = random(B, capacity, heads, width, seed=2)
+    expected = np.asarray(oracle.attention(q, k, v, causal=True))
+    lengths, rows = np.array([31, 40, 61], np.int32), np.arange(B)[:, None]
+    cache = new_cache(placed(k[:, :64]), placed(v[:, :64]), capacity, "tpu")
+    assert cache.capacity == new_cache(k[:, :64], v[:, :64], capacity, "plain").capacity == capacity
+    for _ in range(2):
+        at = lengths[:, None] + np.arange(new)
+        cache = jax.jit(append)(cache, placed(k[rows, at]), placed(v[rows, at]), lengths)
+        lengths = lengths + new
+        found = jax.jit(decode_attention)(placed(q[rows, at]), cache, lengths)
+        assert relative(found, expected[rows, at]) < LAYER["float32"]
+
+
+def test_an_unknown_implementation_is_refused():
+    k = random(1, 4, K, H)
+    with pytest.raises(ValueError, match="decoding implementation 'flash' is unknown; there are plain, tpu"):
+        new_cache(k, k, 8, "flash")
 
 
 def test_a_narrow_cache():
