@@ -1,0 +1,136 @@
+"""The backward pass of `tpu_packed_attention`: one kernel, five products for each pair of blocks.
+
+Pairs come by query block, as forward, so that the gradient of a query block gathers in VMEM and is written once. Those
+of keys and values gather in VMEM for all keys at hand: with grouped queries they are small beside the queries', 1 KiB a
+position for heads of 128, so the kernel is called for as many keys at once as fit. Every sum is formed in the order of
+the list: gradients are the same in every run.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from ivl3_jax.kernels import packed_schedule as schedule
+from ivl3_jax.kernels.packed_tiles import LOG2_E, Tiles, bias, delta, product
+
+
+def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_ids, kv_ids, out, lse, d_out):
+    """Gradients of q [B, S, N * H] and of the k, v [B, L, K * H] of a span; the first is one span's share, in f32."""
+    causal, interpret, vmem = static
+    L = k.shape[1]
+    wide, kv_wide = tiles.heads * tiles.head, tiles.kv_heads * tiles.head
+    outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
+    closing = pl.BlockSpec(
+        (None, tiles.kv, kv_wide),
+        lambda h, p, queries, keys, closing, *_: (*schedule.row_and_block(closing[p]), h),
+    )
+    return pl.pallas_call(
+        partial(_kernel, tiles, causal),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(tiles.steps, pairs.count),
+            in_specs=[
+                tiles.q_spec,
+                tiles.kv_spec,
+                tiles.kv_spec,
+                tiles.q_row_spec,
+                tiles.kv_row_spec,
+                tiles.q_spec,
+                tiles.statistic_spec,
+                tiles.q_spec,
+                *(pl.BlockSpec(memory_space=pl.ANY) for _ in outputs),
+            ],
+            out_specs=[tiles.q_spec, closing, closing],
+            scratch_shapes=[
+                pltpu.VMEM((wide, tiles.q), q.dtype),
+                pltpu.VMEM((wide, tiles.q), q.dtype),
+                pltpu.VMEM((wide, tiles.q), jnp.float32),
+                pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
+                pltpu.VMEM((L, kv_wide), jnp.float32),
+                pltpu.VMEM((L, kv_wide), jnp.float32),
+                pltpu.VMEM((tiles.kv, tiles.q), jnp.float32),
+            ],
+        ),
+        out_shape=outputs,
+        # A block in no pair is never written: its zeros are these.
+        input_output_aliases={12: 0, 13: 1, 14: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem),
+        interpret=interpret,
+        name="packed_attention_backward",
+    )(
+        pairs.queries,
+        pairs.keys,
+        pairs.closing,
+        q_offset.reshape(1),
+        q,
+        k,
+        v,
+        q_ids[:, None],
+        kv_ids[:, None],
+        out,
+        lse,
+        d_out,
+        *(jnp.zeros(x.shape, x.dtype) for x in outputs),
+    )
+
+
+def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
+    """One pair. The scratch q_t, d_out_t and d_q_t are [heads * H, q], transposed; inner is [heads, q]."""
+    q, k, v, q_ids, kv_ids, out, lse, d_out, _, _, _, d_q, d_k, d_v, q_t, d_out_t, d_q_t, inner, sum_k, sum_v, mask = (
+        refs
+    )
+    p = pl.program_id(1)
+    flags = keys[p]
+    here = pl.ds(pl.multiple_of((flags >> schedule.FLAG_BITS) * tiles.kv, tiles.kv), tiles.kv)
+
+    @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
+    def _():
+        q_t[...] = (q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)).astype(q.dtype).T
+        d_out_t[...] = d_out[...].T
+        d_q_t[...] = jnp.zeros_like(d_q_t)
+        both = (out[...].astype(jnp.float32) * d_out[...].astype(jnp.float32)).T
+        for n in range(tiles.heads):
+            # The sum of weight * d_weight over the keys (FlashAttention, appendix B.4).
+            inner[n : n + 1] = both[tiles.of_head(n)[0]].sum(0, keepdims=True)
+
+    @pl.when(flags & schedule.FIRST_OF_KEYS != 0)
+    def _():
+        sum_k[here] = jnp.zeros((tiles.kv, sum_k.shape[1]), jnp.float32)
+        sum_v[here] = jnp.zeros((tiles.kv, sum_v.shape[1]), jnp.float32)
+
+    def step(masked: bool):
+        k_t = k[...].T
+        for n in range(tiles.heads):
+            mine, theirs = tiles.of_head(n)
+            row = slice(n, n + 1)
+            scores = product(k[:, theirs], q_t[mine])
+            if masked:
+                scores += mask[...]
+            weights = jnp.exp2(scores - lse[row])
+            sum_v[here, theirs] += product(weights.astype(v.dtype), d_out[:, mine])
+            d_scores = (weights * (product(v[:, theirs], d_out_t[mine]) - inner[row])).astype(q.dtype)
+            sum_k[here, theirs] += product(d_scores, q[:, mine])
+            d_q_t[mine] += product(k_t[theirs], d_scores)
+
+    @pl.when(flags & schedule.FULL != 0)
+    def _():
+        step(masked=False)
+
+    @pl.when(flags & schedule.FULL == 0)
+    def _():
+        mask[...] = bias(q_ids[...], kv_ids[...], delta(tiles, queries[p], flags, q_offset[0]) if causal else None)
+        step(masked=True)
+
+    scale = tiles.head**-0.5
+
+    @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
+    def _():
+        d_q[...] = (d_q_t[...].T * scale).astype(d_q.dtype)
+
+    @pl.when(flags & schedule.LAST_OF_KEYS != 0)
+    def _():
+        d_k[...] = (sum_k[here] * scale).astype(d_k.dtype)
+        d_v[...] = sum_v[here].astype(d_v.dtype)
