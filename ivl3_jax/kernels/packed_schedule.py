@@ -12,11 +12,14 @@ import numpy as np
 from jax import lax
 
 # What a pair is, as bits: the first or last of its query block, the first or last of its key block, and whether every
-# query in it sees every key, so that nothing needs to be masked.
-FIRST_OF_QUERIES, LAST_OF_QUERIES, FIRST_OF_KEYS, LAST_OF_KEYS, FULL = (1 << n for n in range(5))
-FLAG_BITS = 5
+# query in it sees every key, so that nothing needs to be masked. The bits above say in which pieces some query may see
+# some key: the bit of piece (i, j) of q_pieces x kv_pieces is FIRST_PIECE << i * kv_pieces + j.
+FIRST_OF_QUERIES, LAST_OF_QUERIES, FIRST_OF_KEYS, LAST_OF_KEYS, FULL, FIRST_PIECE = (1 << n for n in range(6))
+PIECES = 2  # that a block is cut into along each of its sides, at most
+FLAG_BITS = 5 + PIECES**2
 ROW_SHIFT = 16  # a row and a block of it share one word
 MOST_PAIRS = 1 << 16  # three words each in scalar memory, which has 1 MiB
+LEAST_PIECE = 256  # positions; products of smaller ones leave the matrix unit waiting
 
 PADDED_QUERY, PADDED_KEY = -1, 0  # ids that equal no other
 
@@ -33,13 +36,18 @@ class Pairs(NamedTuple):
         queries: int32 [pairs], row << ROW_SHIFT | query block.
         keys: int32 [pairs], key block << FLAG_BITS | flags.
         closing: int32 [pairs], row << ROW_SHIFT | the key block whose last pair comes next, or is this.
-        count: int32 scalar, at least 1: where no query sees any key there is one pair, whose mask is empty.
+        count: int32 scalar, at least 1: where no query sees any key there is one pair, with no piece.
     """
 
     queries: jax.Array
     keys: jax.Array
     closing: jax.Array
     count: jax.Array
+
+
+def pieces(block: int) -> int:
+    """How many pieces a block of so many positions is cut into."""
+    return PIECES if block % (PIECES * LEAST_PIECE) == 0 else 1
 
 
 def marked_ids(ids: jax.Array | None, shape: tuple[int, int], length: int, padded: int) -> jax.Array:
@@ -77,8 +85,13 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, q: int, kv: int, cau
     """
     (B, S), L = q_ids.shape, kv_ids.shape[1]
     nq, nk = S // q, L // kv
-    seen, full = _seen(q_ids.reshape(B, nq, q), kv_ids.reshape(B, nk, kv), q_offset, causal)
-    flags = jnp.where(full, FULL, 0)
+    m, n = pieces(q), pieces(kv)
+    seen, full = (
+        x.reshape(B, nq, m, nk, n).swapaxes(2, 3).reshape(B, nq, nk, m * n)
+        for x in _seen(q_ids.reshape(B, nq * m, q // m), kv_ids.reshape(B, nk * n, kv // n), q_offset, causal)
+    )
+    flags = jnp.where(full.all(-1), FULL, 0) + (seen * (FIRST_PIECE << np.arange(m * n))).sum(-1)
+    seen = seen.any(-1)
     for axis, first, last in ((2, FIRST_OF_QUERIES, LAST_OF_QUERIES), (1, FIRST_OF_KEYS, LAST_OF_KEYS)):
         so_far = jnp.cumsum(seen, axis=axis)
         flags += jnp.where(so_far == 1, first, 0)
@@ -87,7 +100,7 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, q: int, kv: int, cau
     none = jnp.iinfo(jnp.int32).max
     words = jnp.sort(jnp.where(seen, words, none).reshape(-1))[: most_pairs(B, nq, nk, q, kv, causal, q_offset)]
     # With no pair at all the first word stands for one that opens and closes its blocks and sees nothing.
-    words = jnp.where(words == none, (1 << FLAG_BITS) - 1 - FULL, words)
+    words = jnp.where(words == none, FULL - 1, words)
     place, flags = words >> FLAG_BITS, words & ((1 << FLAG_BITS) - 1)
     row, block = place // (nq * nk) << ROW_SHIFT, place % nk
     index = jnp.arange(words.size)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from ivl3_jax.kernels import packed_schedule as schedule
 from ivl3_jax.kernels.packed_schedule import FLAG_BITS, ROW_SHIFT, row_and_block
 
 MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
@@ -44,6 +45,21 @@ class Tiles(NamedTuple):
         """Where query head n of a step lies, and where the kv head that it reads."""
         kv = n // self.group
         return slice(n * self.head, (n + 1) * self.head), slice(kv * self.head, (kv + 1) * self.head)
+
+    @property
+    def piece(self) -> tuple[int, int]:
+        """How many keys and queries a piece has."""
+        return self.kv // schedule.pieces(self.kv), self.q // schedule.pieces(self.q)
+
+    def pieces(self) -> list[tuple[int, slice, slice]]:
+        """The pieces of a block: the bit that says whether one is seen, its queries, and its keys."""
+        m, n = schedule.pieces(self.q), schedule.pieces(self.kv)
+        kv, q = self.piece
+        return [
+            (schedule.FIRST_PIECE << i * n + j, slice(i * q, (i + 1) * q), slice(j * kv, (j + 1) * kv))
+            for i in range(m)
+            for j in range(n)
+        ]
 
     @property
     def q_spec(self) -> pl.BlockSpec:

@@ -126,7 +126,7 @@ def _forward_call(tiles: Tiles, causal, interpret, pairs, q_offset, q, k, v, q_i
                 pltpu.VMEM((wide, tiles.q), jnp.float32),
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
-                pltpu.VMEM((tiles.kv, tiles.q), jnp.float32),
+                pltpu.VMEM(tiles.piece, jnp.float32),
             ],
         ),
         out_shape=outputs,
@@ -163,29 +163,35 @@ def _forward_kernel(
         top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
 
-    def step(masked: bool):
-        v_t = v[...].T
+    def step(these: slice, those: slice, mask):
+        """Of the queries `these` and the keys `those` of the blocks."""
+        v_t = v[those].T
         for n in range(tiles.heads):
             mine, theirs = tiles.of_head(n)
-            row = slice(n, n + 1)
-            scores = product(k[:, theirs], q_t[mine])
-            if masked:
+            here = slice(n, n + 1), these
+            scores = product(k[those, theirs], q_t[mine, these])
+            if mask is not None:
                 scores += mask[...]
-            new_top = jnp.maximum(top[row], scores.max(0, keepdims=True))
+            new_top = jnp.maximum(top[here], scores.max(0, keepdims=True))
             weights = jnp.exp2(scores - new_top)
-            shrink = jnp.exp2(top[row] - new_top)
-            top[row] = new_top
-            total[row] = total[row] * shrink + weights.sum(0, keepdims=True)
-            out_t[mine] = out_t[mine] * shrink + product(v_t[theirs], weights.astype(v.dtype))
+            shrink = jnp.exp2(top[here] - new_top)
+            top[here] = new_top
+            total[here] = total[here] * shrink + weights.sum(0, keepdims=True)
+            out_t[mine, these] = out_t[mine, these] * shrink + product(v_t[theirs], weights.astype(v.dtype))
 
     @pl.when(flags & schedule.FULL != 0)
     def _():
-        step(masked=False)
+        step(slice(0, tiles.q), slice(0, tiles.kv), mask=None)
 
-    @pl.when(flags & schedule.FULL == 0)
-    def _():
-        mask[...] = bias(q_ids[...], kv_ids[...], delta(tiles, queries[p], keys[p], q_offset[0]) if causal else None)
-        step(masked=True)
+    for bit, these, those in tiles.pieces():
+
+        @pl.when(flags & (bit | schedule.FULL) == bit)
+        def _(these=these, those=those):
+            latest = None
+            if causal:
+                latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
+            mask[...] = bias(q_ids[:, these], kv_ids[:, those], latest)
+            step(these, those, mask)
 
     @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
     def _():

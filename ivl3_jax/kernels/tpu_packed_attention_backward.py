@@ -51,7 +51,7 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
-                pltpu.VMEM((tiles.kv, tiles.q), jnp.float32),
+                pltpu.VMEM(tiles.piece, jnp.float32),
             ],
         ),
         out_shape=outputs,
@@ -84,7 +84,8 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
     )
     p = pl.program_id(1)
     flags = keys[p]
-    here = pl.ds(pl.multiple_of((flags >> schedule.FLAG_BITS) * tiles.kv, tiles.kv), tiles.kv)
+    first_key = pl.multiple_of((flags >> schedule.FLAG_BITS) * tiles.kv, tiles.kv)
+    block = pl.ds(first_key, tiles.kv)
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
     def _():
@@ -98,31 +99,38 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.FIRST_OF_KEYS != 0)
     def _():
-        sum_k[here] = jnp.zeros((tiles.kv, sum_k.shape[1]), jnp.float32)
-        sum_v[here] = jnp.zeros((tiles.kv, sum_v.shape[1]), jnp.float32)
+        sum_k[block] = jnp.zeros((tiles.kv, sum_k.shape[1]), jnp.float32)
+        sum_v[block] = jnp.zeros((tiles.kv, sum_v.shape[1]), jnp.float32)
 
-    def step(masked: bool):
-        k_t = k[...].T
+    def step(these: slice, those: slice, mask):
+        """Of the queries `these` and the keys `those` of the blocks."""
+        k_t = k[those].T
+        rows = pl.ds(pl.multiple_of(first_key + those.start, schedule.LEAST_PIECE // 2), those.stop - those.start)
         for n in range(tiles.heads):
             mine, theirs = tiles.of_head(n)
-            row = slice(n, n + 1)
-            scores = product(k[:, theirs], q_t[mine])
-            if masked:
+            here = slice(n, n + 1), these
+            scores = product(k[those, theirs], q_t[mine, these])
+            if mask is not None:
                 scores += mask[...]
-            weights = jnp.exp2(scores - lse[row])
-            sum_v[here, theirs] += product(weights.astype(v.dtype), d_out[:, mine])
-            d_scores = (weights * (product(v[:, theirs], d_out_t[mine]) - inner[row])).astype(q.dtype)
-            sum_k[here, theirs] += product(d_scores, q[:, mine])
-            d_q_t[mine] += product(k_t[theirs], d_scores)
+            weights = jnp.exp2(scores - lse[here])
+            sum_v[rows, theirs] += product(weights.astype(v.dtype), d_out[these, mine])
+            d_scores = (weights * (product(v[those, theirs], d_out_t[mine, these]) - inner[here])).astype(q.dtype)
+            sum_k[rows, theirs] += product(d_scores, q[these, mine])
+            d_q_t[mine, these] += product(k_t[theirs], d_scores)
 
     @pl.when(flags & schedule.FULL != 0)
     def _():
-        step(masked=False)
+        step(slice(0, tiles.q), slice(0, tiles.kv), mask=None)
 
-    @pl.when(flags & schedule.FULL == 0)
-    def _():
-        mask[...] = bias(q_ids[...], kv_ids[...], delta(tiles, queries[p], flags, q_offset[0]) if causal else None)
-        step(masked=True)
+    for bit, these, those in tiles.pieces():
+
+        @pl.when(flags & (bit | schedule.FULL) == bit)
+        def _(these=these, those=those):
+            latest = None
+            if causal:
+                latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
+            mask[...] = bias(q_ids[:, these], kv_ids[:, those], latest)
+            step(these, those, mask)
 
     scale = tiles.head**-0.5
 
@@ -132,5 +140,5 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.LAST_OF_KEYS != 0)
     def _():
-        d_k[...] = (sum_k[here] * scale).astype(d_k.dtype)
-        d_v[...] = sum_v[here].astype(d_v.dtype)
+        d_k[...] = (sum_k[block] * scale).astype(d_k.dtype)
+        d_v[...] = sum_v[block].astype(d_v.dtype)
