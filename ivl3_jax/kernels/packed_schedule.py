@@ -19,7 +19,7 @@ PIECES = 2  # that a block is cut into along each of its sides, at most
 FLAG_BITS = 5 + PIECES**2
 ROW_SHIFT = 16  # a row and a block of it share one word
 MOST_PAIRS = 1 << 16  # three words each in scalar memory, which has 1 MiB
-LEAST_PIECE = 256  # positions; products of smaller ones leave the matrix unit waiting
+LEAST_PIECE = 256
 
 PADDED_QUERY, PADDED_KEY = -1, 0  # ids that equal no other
 

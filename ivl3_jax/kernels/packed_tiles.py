@@ -109,8 +109,11 @@ def delta(tiles: Tiles, queries_word, keys_word, q_offset):
     return q_offset + row_and_block(queries_word)[1] * tiles.q - (keys_word >> FLAG_BITS) * tiles.kv
 
 
-def bias(q_ids: jax.Array, kv_ids: jax.Array, latest) -> jax.Array:
-    """float32 [kv, q] to add to scores: 0 where the query sees the key, else `MASKED`.
+def ceiling(q_ids: jax.Array, kv_ids: jax.Array, latest) -> jax.Array:
+    """float32 [kv, q], what scores are at most: infinity where the query sees the key, else `MASKED`.
+
+    The lesser of two costs one operation. A sum would too, but it would become the start of the product's own sum,
+    which keeps the compiler from working on several heads at once.
 
     Args:
         q_ids: int32 [1, q]. kv_ids: int32 [1, kv].
@@ -123,7 +126,7 @@ def bias(q_ids: jax.Array, kv_ids: jax.Array, latest) -> jax.Array:
     if latest is not None:
         shape = (kv, q)
         seen &= lax.broadcasted_iota(jnp.int32, shape, 0) - lax.broadcasted_iota(jnp.int32, shape, 1) <= latest
-    return jnp.where(seen, 0.0, MASKED)
+    return jnp.where(seen, jnp.inf, MASKED)
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:

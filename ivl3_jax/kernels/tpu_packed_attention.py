@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
-from ivl3_jax.kernels.packed_tiles import LANES, LOG2_E, MASKED, Tiles, bias, delta, product
+from ivl3_jax.kernels.packed_tiles import LANES, LOG2_E, MASKED, Tiles, ceiling, delta, product
 from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 
@@ -126,7 +126,6 @@ def _forward_call(tiles: Tiles, causal, interpret, pairs, q_offset, q, k, v, q_i
                 pltpu.VMEM((wide, tiles.q), jnp.float32),
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
-                pltpu.VMEM(tiles.piece, jnp.float32),
             ],
         ),
         out_shape=outputs,
@@ -149,7 +148,7 @@ def _forward_call(tiles: Tiles, causal, interpret, pairs, q_offset, q, k, v, q_i
 
 
 def _forward_kernel(
-    tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, __, out, lse, q_t, out_t, top, total, mask
+    tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, __, out, lse, q_t, out_t, top, total
 ):
     """One pair. q_t, out_t: [heads * H, q], transposed. top, total: [heads, q], the online softmax's."""
     p = pl.program_id(1)
@@ -163,15 +162,23 @@ def _forward_kernel(
         top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
 
-    def step(these: slice, those: slice, mask):
+    def step(these: slice, those: slice, most):
         """Of the queries `these` and the keys `those` of the blocks."""
         v_t = v[those].T
+
+        def scores_of(n: int):
+            mine, theirs = tiles.of_head(n)
+            return product(k[those, theirs], q_t[mine, these])
+
+        following = scores_of(0)
         for n in range(tiles.heads):
             mine, theirs = tiles.of_head(n)
             here = slice(n, n + 1), these
-            scores = product(k[those, theirs], q_t[mine, these])
-            if mask is not None:
-                scores += mask[...]
+            scores = following
+            if n + 1 < tiles.heads:
+                following = scores_of(n + 1)
+            if most is not None:
+                scores = jnp.minimum(scores, most)
             new_top = jnp.maximum(top[here], scores.max(0, keepdims=True))
             weights = jnp.exp2(scores - new_top)
             shrink = jnp.exp2(top[here] - new_top)
@@ -181,7 +188,7 @@ def _forward_kernel(
 
     @pl.when(flags & schedule.FULL != 0)
     def _():
-        step(slice(0, tiles.q), slice(0, tiles.kv), mask=None)
+        step(slice(0, tiles.q), slice(0, tiles.kv), most=None)
 
     for bit, these, those in tiles.pieces():
 
@@ -190,8 +197,7 @@ def _forward_kernel(
             latest = None
             if causal:
                 latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
-            mask[...] = bias(q_ids[:, these], kv_ids[:, those], latest)
-            step(these, those, mask)
+            step(these, those, ceiling(q_ids[:, these], kv_ids[:, those], latest))
 
     @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
     def _():

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
-from ivl3_jax.kernels.packed_tiles import LOG2_E, Tiles, bias, delta, product
+from ivl3_jax.kernels.packed_tiles import LOG2_E, Tiles, ceiling, delta, product
 
 
 def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_ids, kv_ids, out, lse, d_out):
@@ -51,7 +51,6 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
                 pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
-                pltpu.VMEM(tiles.piece, jnp.float32),
             ],
         ),
         out_shape=outputs,
@@ -79,7 +78,7 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
 
 def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
     """One pair. The scratch q_t, d_out_t and d_q_t are [heads * H, q], transposed; inner is [heads, q]."""
-    q, k, v, q_ids, kv_ids, out, lse, d_out, _, _, _, d_q, d_k, d_v, q_t, d_out_t, d_q_t, inner, sum_k, sum_v, mask = (
+    q, k, v, q_ids, kv_ids, out, lse, d_out, _, _, _, d_q, d_k, d_v, q_t, d_out_t, d_q_t, inner, sum_k, sum_v = (
         refs
     )
     p = pl.program_id(1)
@@ -102,7 +101,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
         sum_k[block] = jnp.zeros((tiles.kv, sum_k.shape[1]), jnp.float32)
         sum_v[block] = jnp.zeros((tiles.kv, sum_v.shape[1]), jnp.float32)
 
-    def step(these: slice, those: slice, mask):
+    def step(these: slice, those: slice, most):
         """Of the queries `these` and the keys `those` of the blocks."""
         k_t = k[those].T
         rows = pl.ds(pl.multiple_of(first_key + those.start, schedule.LEAST_PIECE // 2), those.stop - those.start)
@@ -110,8 +109,8 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
             mine, theirs = tiles.of_head(n)
             here = slice(n, n + 1), these
             scores = product(k[those, theirs], q_t[mine, these])
-            if mask is not None:
-                scores += mask[...]
+            if most is not None:
+                scores = jnp.minimum(scores, most)
             weights = jnp.exp2(scores - lse[here])
             sum_v[rows, theirs] += product(weights.astype(v.dtype), d_out[these, mine])
             d_scores = (weights * (product(v[those, theirs], d_out_t[mine, these]) - inner[here])).astype(q.dtype)
@@ -120,7 +119,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.FULL != 0)
     def _():
-        step(slice(0, tiles.q), slice(0, tiles.kv), mask=None)
+        step(slice(0, tiles.q), slice(0, tiles.kv), most=None)
 
     for bit, these, those in tiles.pieces():
 
@@ -129,8 +128,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
             latest = None
             if causal:
                 latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
-            mask[...] = bias(q_ids[:, these], kv_ids[:, those], latest)
-            step(these, those, mask)
+            step(these, those, ceiling(q_ids[:, these], kv_ids[:, those], latest))
 
     scale = tiles.head**-0.5
 
