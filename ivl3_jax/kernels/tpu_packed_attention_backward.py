@@ -105,15 +105,23 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
         """Of the queries `these` and the keys `those` of the blocks."""
         k_t = k[those].T
         rows = pl.ds(pl.multiple_of(first_key + those.start, schedule.LEAST_PIECE // 2), those.stop - those.start)
+
+        def scores_of(n: int):
+            mine, theirs = tiles.of_head(n)
+            return product(k[those, theirs], q_t[mine, these]), product(v[those, theirs], d_out_t[mine, these])
+
+        following = scores_of(0)
         for n in range(tiles.heads):
             mine, theirs = tiles.of_head(n)
             here = slice(n, n + 1), these
-            scores = product(k[those, theirs], q_t[mine, these])
+            scores, d_weights = following
+            if n + 1 < tiles.heads:
+                following = scores_of(n + 1)
             if most is not None:
                 scores = jnp.minimum(scores, most)
             weights = jnp.exp2(scores - lse[here])
+            d_scores = (weights * (d_weights - inner[here])).astype(q.dtype)
             sum_v[rows, theirs] += product(weights.astype(v.dtype), d_out[these, mine])
-            d_scores = (weights * (product(v[those, theirs], d_out_t[mine, these]) - inner[here])).astype(q.dtype)
             sum_k[rows, theirs] += product(d_scores, q[these, mine])
             d_q_t[mine, these] += product(k_t[theirs], d_scores)
 
