@@ -15,11 +15,10 @@ from jax import lax
 # query in it sees every key, so that nothing needs to be masked. The bits above say in which pieces some query may see
 # some key: the bit of piece (i, j) of q_pieces x kv_pieces is FIRST_PIECE << i * kv_pieces + j.
 FIRST_OF_QUERIES, LAST_OF_QUERIES, FIRST_OF_KEYS, LAST_OF_KEYS, FULL, FIRST_PIECE = (1 << n for n in range(6))
-PIECES = 2  # that a block is cut into along each of its sides, at most
-FLAG_BITS = 5 + PIECES**2
+MOST_PIECES = 4
+FLAG_BITS = 5 + MOST_PIECES
 ROW_SHIFT = 16  # a row and a block of it share one word
 MOST_PAIRS = 1 << 16  # three words each in scalar memory, which has 1 MiB
-LEAST_PIECE = 256
 
 PADDED_QUERY, PADDED_KEY = -1, 0  # ids that equal no other
 
@@ -45,19 +44,23 @@ class Pairs(NamedTuple):
     count: jax.Array
 
 
-def pieces(block: int) -> int:
-    """How many pieces a block of so many positions is cut into."""
-    return PIECES if block % (PIECES * LEAST_PIECE) == 0 else 1
+class Blocks(NamedTuple):
+    """How many queries and keys a block has, and a piece of it; at most `MOST_PIECES` pieces make up a pair."""
+
+    q: int
+    kv: int
+    q_piece: int
+    kv_piece: int
 
 
-def marked_ids(ids: jax.Array | None, shape: tuple[int, int], length: int, padded: int) -> jax.Array:
-    """int32 [B, length], the ids of `shape` [B, positions], 1 where there are none, with padding's id replaced."""
+def marked_ids(ids: jax.Array | None, shape: tuple[int, int], block: int, padded: int) -> jax.Array:
+    """int32 [B, S], S a multiple of `block`: the ids of `shape`, 1 where there are none, with padding's id replaced."""
     ids = jnp.ones(shape, jnp.int32) if ids is None else ids.astype(jnp.int32)
-    ids = jnp.pad(ids, ((0, 0), (0, length - shape[1])))
+    ids = jnp.pad(ids, ((0, 0), (0, -shape[1] % block)))
     return jnp.where(ids == 0, padded, ids)
 
 
-def most_pairs(rows: int, q_blocks: int, kv_blocks: int, q: int, kv: int, causal: bool, q_offset) -> int:
+def most_pairs(rows: int, q_blocks: int, kv_blocks: int, blocks: Blocks, causal: bool, q_offset) -> int:
     """How many pairs there can be, whatever the segments.
 
     Raises:
@@ -65,30 +68,30 @@ def most_pairs(rows: int, q_blocks: int, kv_blocks: int, q: int, kv: int, causal
     """
     each = np.full(q_blocks, kv_blocks)
     if causal and isinstance(q_offset, int):
-        each = np.clip((q_offset + (np.arange(q_blocks) + 1) * q - 1) // kv + 1, 0, kv_blocks)
+        each = np.clip((q_offset + (np.arange(q_blocks) + 1) * blocks.q - 1) // blocks.kv + 1, 0, kv_blocks)
     most = max(1, rows * int(each.sum()))
     if most > MOST_PAIRS:
         raise ValueError(
-            f"attention: {rows} rows of {q_blocks * q} queries and {kv_blocks * kv} keys make up to {most} pairs of "
-            f"blocks; at most {MOST_PAIRS} are supported, that is {MOST_PAIRS * rows // most} such rows on a device"
+            f"attention: {rows} rows of {q_blocks * blocks.q} queries and {kv_blocks * blocks.kv} keys make up to {most} "
+            f"pairs of blocks; at most {MOST_PAIRS} are supported, that is {MOST_PAIRS * rows // most} such rows a device"
         )
     return most
 
 
-def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, q: int, kv: int, causal: bool) -> Pairs:
-    """The pairs of blocks of `q` queries and `kv` keys in which some query may see some key.
+def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, causal: bool) -> Pairs:
+    """The pairs of blocks in which some query may see some key.
 
     Args:
-        q_ids, kv_ids: int32 [B, S] and [B, L] from `marked_ids`, S a multiple of q and L of kv. Ids in any order are
+        q_ids, kv_ids: int32 [B, S] and [B, L] from `marked_ids`, S and L multiples of the blocks. Ids in any order are
             legal; the list is exact where they rise along the row.
         q_offset: the kv position at which query 0 stands.
     """
     (B, S), L = q_ids.shape, kv_ids.shape[1]
-    nq, nk = S // q, L // kv
-    m, n = pieces(q), pieces(kv)
+    nq, nk = S // blocks.q, L // blocks.kv
+    m, n = blocks.q // blocks.q_piece, blocks.kv // blocks.kv_piece
     seen, full = (
         x.reshape(B, nq, m, nk, n).swapaxes(2, 3).reshape(B, nq, nk, m * n)
-        for x in _seen(q_ids.reshape(B, nq * m, q // m), kv_ids.reshape(B, nk * n, kv // n), q_offset, causal)
+        for x in _seen(q_ids.reshape(B, nq * m, -1), kv_ids.reshape(B, nk * n, -1), q_offset, causal)
     )
     flags = jnp.where(full.all(-1), FULL, 0) + (seen * (FIRST_PIECE << np.arange(m * n))).sum(-1)
     seen = seen.any(-1)
@@ -98,7 +101,7 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, q: int, kv: int, cau
         flags += jnp.where(so_far == so_far.max(axis, keepdims=True), last, 0)
     words = (jnp.arange(B * nq * nk).reshape(B, nq, nk) << FLAG_BITS) + flags
     none = jnp.iinfo(jnp.int32).max
-    words = jnp.sort(jnp.where(seen, words, none).reshape(-1))[: most_pairs(B, nq, nk, q, kv, causal, q_offset)]
+    words = jnp.sort(jnp.where(seen, words, none).reshape(-1))[: most_pairs(B, nq, nk, blocks, causal, q_offset)]
     # With no pair at all the first word stands for one that opens and closes its blocks and sees nothing.
     words = jnp.where(words == none, FULL - 1, words)
     place, flags = words >> FLAG_BITS, words & ((1 << FLAG_BITS) - 1)

@@ -16,8 +16,16 @@ LANES = 128  # of a vector register; its other dimension is 8
 LOG2_E = math.log2(math.e)  # the kernels take powers of 2, which is what the chip computes
 
 
+class Run(NamedTuple):
+    """What is the same for every step: `known_offset` is `q_offset` where it is a number, else None."""
+
+    causal: bool
+    known_offset: int | None
+    interpret: bool
+
+
 class Tiles(NamedTuple):
-    """Blocks of `q` queries and `kv` keys, of the heads that one step of the grid works on.
+    """Blocks of positions, of the heads that one step of the grid works on.
 
     Positions lie in sublanes and heads side by side in lanes, as in the arrays [B, S, N * H]. A step takes as many kv
     heads as fill a multiple of 128 lanes, or all of them, with all the query heads that read them.
@@ -27,14 +35,13 @@ class Tiles(NamedTuple):
     kv_heads: int
     group: int
     head: int
-    q: int
-    kv: int
+    blocks: schedule.Blocks
 
     @classmethod
-    def of(cls, N: int, K: int, H: int, q: int, kv: int) -> "Tiles":
+    def of(cls, N: int, K: int, H: int, blocks: schedule.Blocks) -> "Tiles":
         fitting = [n for n in range(1, K) if K % n == 0 and n * H % LANES == 0]
         kv_heads = min(fitting, default=K)
-        return cls(K // kv_heads, kv_heads, N // K, H, q, kv)
+        return cls(K // kv_heads, kv_heads, N // K, H, blocks)
 
     @property
     def heads(self) -> int:
@@ -46,33 +53,27 @@ class Tiles(NamedTuple):
         kv = n // self.group
         return slice(n * self.head, (n + 1) * self.head), slice(kv * self.head, (kv + 1) * self.head)
 
-    @property
-    def piece(self) -> tuple[int, int]:
-        """How many keys and queries a piece has."""
-        return self.kv // schedule.pieces(self.kv), self.q // schedule.pieces(self.q)
-
     def pieces(self) -> list[tuple[int, slice, slice]]:
-        """The pieces of a block: the bit that says whether one is seen, its queries, and its keys."""
-        m, n = schedule.pieces(self.q), schedule.pieces(self.kv)
-        kv, q = self.piece
+        """The pieces of a pair: the bit that says whether one is seen, its queries, and its keys."""
+        q, kv, q_piece, kv_piece = self.blocks
+        every = [(i, j) for i in range(0, q, q_piece) for j in range(0, kv, kv_piece)]
         return [
-            (schedule.FIRST_PIECE << i * n + j, slice(i * q, (i + 1) * q), slice(j * kv, (j + 1) * kv))
-            for i in range(m)
-            for j in range(n)
+            (schedule.FIRST_PIECE << bit, slice(i, i + q_piece), slice(j, j + kv_piece))
+            for bit, (i, j) in enumerate(every)
         ]
 
     @property
     def q_spec(self) -> pl.BlockSpec:
         """Of [B, S, N * H]: the queries of a pair."""
         return pl.BlockSpec(
-            (None, self.q, self.heads * self.head), lambda h, p, queries, *_: (*row_and_block(queries[p]), h)
+            (None, self.blocks.q, self.heads * self.head), lambda h, p, queries, *_: (*row_and_block(queries[p]), h)
         )
 
     @property
     def kv_spec(self) -> pl.BlockSpec:
         """Of [B, L, K * H]: the keys or values of a pair."""
         return pl.BlockSpec(
-            (None, self.kv, self.kv_heads * self.head),
+            (None, self.blocks.kv, self.kv_heads * self.head),
             lambda h, p, queries, keys, *_: (queries[p] >> ROW_SHIFT, keys[p] >> FLAG_BITS, h),
         )
 
@@ -84,13 +85,14 @@ class Tiles(NamedTuple):
             row, block = row_and_block(queries[p])
             return row, 0, block
 
-        return pl.BlockSpec((None, 1, self.q), place)
+        return pl.BlockSpec((None, 1, self.blocks.q), place)
 
     @property
     def kv_row_spec(self) -> pl.BlockSpec:
         """Of [B, 1, L]: something of each key, in lanes."""
         return pl.BlockSpec(
-            (None, 1, self.kv), lambda h, p, queries, keys, *_: (queries[p] >> ROW_SHIFT, 0, keys[p] >> FLAG_BITS)
+            (None, 1, self.blocks.kv),
+            lambda h, p, queries, keys, *_: (queries[p] >> ROW_SHIFT, 0, keys[p] >> FLAG_BITS),
         )
 
     @property
@@ -101,12 +103,12 @@ class Tiles(NamedTuple):
             row, block = row_and_block(queries[p])
             return row, h, 0, block
 
-        return pl.BlockSpec((None, None, self.heads, self.q), place)
+        return pl.BlockSpec((None, None, self.heads, self.blocks.q), place)
 
 
 def delta(tiles: Tiles, queries_word, keys_word, q_offset):
     """Key y of a pair's keys stands before query x of its queries, or with it, where y - x is at most this."""
-    return q_offset + row_and_block(queries_word)[1] * tiles.q - (keys_word >> FLAG_BITS) * tiles.kv
+    return q_offset + row_and_block(queries_word)[1] * tiles.blocks.q - (keys_word >> FLAG_BITS) * tiles.blocks.kv
 
 
 def ceiling(q_ids: jax.Array, kv_ids: jax.Array, latest) -> jax.Array:

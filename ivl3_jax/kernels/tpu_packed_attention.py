@@ -1,9 +1,10 @@
 """Attention of packed rows on TPUs, in Pallas: FlashAttention-2 (Dao 2023) over a list of blocks that are not empty.
 
-Scores lie as [keys, queries]: the maximum and the sum over the keys then run down sublanes, which costs next to nothing,
-statistics of a query are a row of lanes, and heads of 64 lie beside one another without padding. All query heads that
-read one kv head are worked on together, so that keys are fetched and masks made once for all of them. The list is made
-by `packed_schedule` at run time; blocks of one segment below the diagonal take a path that masks nothing.
+Scores lie as [keys, queries]: the maximum and the sum over the keys then run down sublanes, which costs next to
+nothing, statistics of a query are a row of lanes, and heads of 64 lie beside one another without padding. All query
+heads that read one kv head are worked on together, so that keys are fetched and masks made once for all of them. The
+list is made by `packed_schedule` at run time; blocks of one segment below the diagonal take a path that masks nothing,
+and the others are worked on in pieces, those left out that are empty.
 """
 
 from functools import partial
@@ -11,16 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
-from ivl3_jax.kernels.packed_tiles import LANES, LOG2_E, MASKED, Tiles, ceiling, delta, product
+from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
+from ivl3_jax.kernels.packed_tiles import Run, Tiles
 from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
-
-BLOCKS = (512, 512)
-VMEM = 64 << 20
+from ivl3_jax.kernels.tpu_packed_attention_forward import forward
 
 
 def attention(
@@ -52,7 +50,7 @@ def attention(
     Raises:
         ValueError: a shape or dtype that is not supported, naming the nearest that is.
     """
-    (B, S, N, H), (L, K) = q.shape, k.shape[1:3]
+    (N, H), K = q.shape[2:], k.shape[2]
     if N % K:
         raise ValueError(f"attention: {N} query heads are not a multiple of {K} kv heads")
     if (q_segments is None) != (kv_segments is None):
@@ -65,178 +63,76 @@ def attention(
         )
     if q.size == 0 or k.size == 0:
         return jnp.zeros_like(q)
-    blocks = tuple(min(block, -(-n // LANES) * LANES) for block, n in zip(BLOCKS, (S, L), strict=True))
-    static = (causal, q_offset if isinstance(q_offset, int) else None, blocks, interpret)
-    return _attention(static, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
+    run = Run(causal, q_offset if isinstance(q_offset, int) else None, interpret)
+    return _attention(run, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q, k, v, q_segments, kv_segments, q_offset):
-    return _forward(static, q, k, v, q_segments, kv_segments, q_offset)[0]
+def _attention(run, q, k, v, q_segments, kv_segments, q_offset):
+    return _forward(run, q, k, v, q_segments, kv_segments, q_offset)[0]
 
 
-def _flat(x: jax.Array, length: int) -> jax.Array:
-    """[B, S, N, H] -> [B, length, N * H]."""
-    return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, length - x.shape[1]), (0, 0)))
+def _forward(run: Run, q, k, v, q_segments, kv_segments, q_offset):
+    tiles = _tiles(forward_blocks, q, k)
+    ids, offsets = _ids(tiles, q, k, q_segments, kv_segments), (run.known_offset, q_offset)
+    pairs = schedule.pairs(*ids, _known(*offsets), blocks=tiles.blocks, causal=run.causal)
+    q_flat, k_flat, v_flat = _flat(q, tiles.blocks.q), _flat(k, tiles.blocks.kv), _flat(v, tiles.blocks.kv)
+    out, lse = forward(tiles, run, pairs, q_offset, q_flat, k_flat, v_flat, *ids)
+    return out[:, : q.shape[1]].reshape(q.shape), lse[..., : q.shape[1]]
 
 
-def _forward(static, q, k, v, q_segments, kv_segments, q_offset):
-    causal, known_offset, blocks, interpret = static
-    tiles, pairs, q_ids, kv_ids, S, L = _prepared(static, q, k, q_segments, kv_segments, q_offset)
-    out, lse = _forward_call(
-        tiles, causal, interpret, pairs, q_offset, _flat(q, S), _flat(k, L), _flat(v, L), q_ids, kv_ids
-    )
-    return out[:, : q.shape[1]].reshape(q.shape), lse
+def _tiles(blocks_for, q, k) -> Tiles:
+    (S, N, H), (L, K) = q.shape[1:], k.shape[1:3]
+    return Tiles.of(N, K, H, blocks_for(S, L, N // K * H, q.dtype))
 
 
-def _prepared(static, q, k, q_segments, kv_segments, q_offset):
-    causal, known_offset, blocks, interpret = static
-    (B, S, N, H), (L, K) = q.shape, k.shape[1:3]
-    tiles = Tiles.of(N, K, H, *blocks)
-    padded_S, padded_L = (-(-n // block) * block for n, block in zip((S, L), blocks, strict=True))
-    q_ids = schedule.marked_ids(q_segments, (B, S), padded_S, schedule.PADDED_QUERY)
-    kv_ids = schedule.marked_ids(kv_segments, (B, L), padded_L, schedule.PADDED_KEY)
-    offset = q_offset if known_offset is None else known_offset
-    pairs = schedule.pairs(q_ids, kv_ids, offset, q=tiles.q, kv=tiles.kv, causal=causal)
-    return tiles, pairs, q_ids, kv_ids, padded_S, padded_L
-
-
-def _forward_call(tiles: Tiles, causal, interpret, pairs, q_offset, q, k, v, q_ids, kv_ids):
-    B, S = q.shape[:2]
-    statistics = jax.ShapeDtypeStruct((B, tiles.steps, tiles.heads, S), jnp.float32)
-    wide = tiles.heads * tiles.head
-    outputs = (jax.ShapeDtypeStruct(q.shape, q.dtype), statistics)
-    return pl.pallas_call(
-        partial(_forward_kernel, tiles, causal),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(tiles.steps, pairs.count),
-            in_specs=[
-                tiles.q_spec,
-                tiles.kv_spec,
-                tiles.kv_spec,
-                tiles.q_row_spec,
-                tiles.kv_row_spec,
-                pl.BlockSpec(memory_space=pl.ANY),
-                pl.BlockSpec(memory_space=pl.ANY),
-            ],
-            out_specs=[tiles.q_spec, tiles.statistic_spec],
-            scratch_shapes=[
-                pltpu.VMEM((wide, tiles.q), q.dtype),
-                pltpu.VMEM((wide, tiles.q), jnp.float32),
-                pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
-                pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
-            ],
-        ),
-        out_shape=outputs,
-        # A query block in no pair is never written: its zeros are these.
-        input_output_aliases={8: 0, 9: 1},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
-        interpret=interpret,
-        name="packed_attention_forward",
-    )(
-        pairs.queries,
-        pairs.keys,
-        q_offset.reshape(1),
-        q,
-        k,
-        v,
-        q_ids[:, None],
-        kv_ids[:, None],
-        *(jnp.zeros(x.shape, x.dtype) for x in outputs),
+def _ids(tiles: Tiles, q, k, q_segments, kv_segments) -> tuple[jax.Array, jax.Array]:
+    return (
+        schedule.marked_ids(q_segments, q.shape[:2], tiles.blocks.q, schedule.PADDED_QUERY),
+        schedule.marked_ids(kv_segments, k.shape[:2], tiles.blocks.kv, schedule.PADDED_KEY),
     )
 
 
-def _forward_kernel(
-    tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, __, out, lse, q_t, out_t, top, total
-):
-    """One pair. q_t, out_t: [heads * H, q], transposed. top, total: [heads, q], the online softmax's."""
-    p = pl.program_id(1)
-    flags = keys[p]
-
-    @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
-    def _():
-        scaled = q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)
-        q_t[...] = scaled.astype(q.dtype).T
-        out_t[...] = jnp.zeros_like(out_t)
-        top[...] = jnp.full_like(top, MASKED)
-        total[...] = jnp.zeros_like(total)
-
-    def step(these: slice, those: slice, most):
-        """Of the queries `these` and the keys `those` of the blocks."""
-        v_t = v[those].T
-
-        def scores_of(n: int):
-            mine, theirs = tiles.of_head(n)
-            return product(k[those, theirs], q_t[mine, these])
-
-        following = scores_of(0)
-        for n in range(tiles.heads):
-            mine, theirs = tiles.of_head(n)
-            here = slice(n, n + 1), these
-            scores = following
-            if n + 1 < tiles.heads:
-                following = scores_of(n + 1)
-            if most is not None:
-                scores = jnp.minimum(scores, most)
-            new_top = jnp.maximum(top[here], scores.max(0, keepdims=True))
-            weights = jnp.exp2(scores - new_top)
-            shrink = jnp.exp2(top[here] - new_top)
-            top[here] = new_top
-            total[here] = total[here] * shrink + weights.sum(0, keepdims=True)
-            out_t[mine, these] = out_t[mine, these] * shrink + product(v_t[theirs], weights.astype(v.dtype))
-
-    @pl.when(flags & schedule.FULL != 0)
-    def _():
-        step(slice(0, tiles.q), slice(0, tiles.kv), most=None)
-
-    for bit, these, those in tiles.pieces():
-
-        @pl.when(flags & (bit | schedule.FULL) == bit)
-        def _(these=these, those=those):
-            latest = None
-            if causal:
-                latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
-            step(these, those, ceiling(q_ids[:, these], kv_ids[:, those], latest))
-
-    @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
-    def _():
-        some = top[...] > MASKED / 2
-        inverse = jnp.where(some, 1 / total[...], 0)
-        # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp2(MASKED), exactly 0.
-        lse[...] = jnp.where(some, top[...] + jnp.log2(total[...]), 0)
-        for n in range(tiles.heads):
-            mine, _ = tiles.of_head(n)
-            out_t[mine] = out_t[mine] * inverse[n : n + 1]
-        out[...] = out_t[...].T.astype(out.dtype)
+def _known(known, traced):
+    return traced if known is None else known
 
 
-def _forward_saving(static, q, k, v, q_segments, kv_segments, q_offset):
+def _flat(x: jax.Array, block: int) -> jax.Array:
+    """[B, S, N, H] -> [B, S, N * H], S made a multiple of `block`."""
+    return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, -x.shape[1] % block), (0, 0)))
+
+
+def _forward_saving(run, q, k, v, q_segments, kv_segments, q_offset):
     out, lse = (
-        checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(static, q, k, v, q_segments, kv_segments, q_offset)
+        checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(run, q, k, v, q_segments, kv_segments, q_offset)
     )
     return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
 
 
-def _backward(static, saved, d_out):
-    causal, known_offset, blocks, interpret = static
+def _backward(run: Run, saved, d_out):
     q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
-    tiles, pairs, q_ids, kv_ids, S, L = _prepared(static, q, k, q_segments, kv_segments, q_offset)
-    grads = backward(
-        tiles,
-        (causal, interpret, VMEM),
-        pairs,
-        q_offset,
-        _flat(q, S),
-        _flat(k, L),
-        _flat(v, L),
-        q_ids,
-        kv_ids,
-        _flat(out, S),
-        lse,
-        _flat(d_out, S),
-    )
-    return *(g[:, : x.shape[1]].reshape(x.shape) for g, x in zip(grads, (q, k, v))), None, None, None
+    tiles = _tiles(backward_blocks, q, k)
+    q_ids, kv_ids = _ids(tiles, q, k, q_segments, kv_segments)
+    of_queries = [_flat(x, tiles.blocks.q) for x in (q, out, d_out)]
+    of_keys = [_flat(x, tiles.blocks.kv) for x in (k, v)]
+    lse = jnp.pad(lse, ((0, 0), (0, 0), (0, 0), (0, q_ids.shape[1] - lse.shape[-1])))
+    length = span(tiles)
+    starts = range(0, kv_ids.shape[1], length)
+    d_q, d_kv = None, []
+    for start in starts:
+        here = slice(start, start + length)
+        offset = _known(run.known_offset, q_offset) - start
+        pairs = schedule.pairs(q_ids, kv_ids[:, here], offset, blocks=tiles.blocks, causal=run.causal)
+        k_here, v_here = (x[:, here] for x in of_keys)
+        # A rounded share of several would be rounded again in the sum.
+        d_q_dtype = q.dtype if len(starts) == 1 else jnp.float32
+        share, *d_kv_here = backward(
+            tiles, run, pairs, q_offset - start, *of_queries, lse, k_here, v_here, q_ids, kv_ids[:, here], d_q_dtype
+        )
+        d_q = share if d_q is None else d_q + share
+        d_kv.append(d_kv_here)
+    gradients = d_q.astype(q.dtype), *(jnp.concatenate(shares, 1) for shares in zip(*d_kv, strict=True))
+    return *(g[:, : x.shape[1]].reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True)), None, None, None
 
 
 _attention.defvjp(_forward_saving, _backward)

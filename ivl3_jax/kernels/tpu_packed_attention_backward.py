@@ -14,21 +14,32 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
-from ivl3_jax.kernels.packed_tiles import LOG2_E, Tiles, ceiling, delta, product
+from ivl3_jax.kernels.packed_blocks import VMEM
+from ivl3_jax.kernels.packed_tiles import LOG2_E, Run, Tiles, ceiling, delta, product
 
 
-def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_ids, kv_ids, out, lse, d_out):
-    """Gradients of q [B, S, N * H] and of the k, v [B, L, K * H] of a span; the first is one span's share, in f32."""
-    causal, interpret, vmem = static
+def backward(
+    tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, out, d_out, lse, k, v, q_ids, kv_ids, d_q_dtype
+):
+    """The gradients of q, k and v.
+
+    Args:
+        q, out, d_out: [B, S, N * H]. k, v: [B, L, K * H]. lse: as of `forward`.
+        q_ids, kv_ids: int32 [B, S] and [B, L], from `marked_ids`. q_offset: int32 scalar.
+        d_q_dtype: of the first gradient.
+
+    Returns:
+        [B, S, N * H], and twice [B, L, K * H] in k's dtype.
+    """
     L = k.shape[1]
     wide, kv_wide = tiles.heads * tiles.head, tiles.kv_heads * tiles.head
-    outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
+    outputs = tuple(jax.ShapeDtypeStruct(x.shape, dtype) for x, dtype in ((q, d_q_dtype), (k, k.dtype), (v, v.dtype)))
     closing = pl.BlockSpec(
-        (None, tiles.kv, kv_wide),
+        (None, tiles.blocks.kv, kv_wide),
         lambda h, p, queries, keys, closing, *_: (*schedule.row_and_block(closing[p]), h),
     )
     return pl.pallas_call(
-        partial(_kernel, tiles, causal),
+        partial(_kernel, tiles, run.causal),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(tiles.steps, pairs.count),
@@ -45,10 +56,10 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
             ],
             out_specs=[tiles.q_spec, closing, closing],
             scratch_shapes=[
-                pltpu.VMEM((wide, tiles.q), q.dtype),
-                pltpu.VMEM((wide, tiles.q), q.dtype),
-                pltpu.VMEM((wide, tiles.q), jnp.float32),
-                pltpu.VMEM((tiles.heads, tiles.q), jnp.float32),
+                pltpu.VMEM((wide, tiles.blocks.q), q.dtype),
+                pltpu.VMEM((wide, tiles.blocks.q), q.dtype),
+                pltpu.VMEM((wide, tiles.blocks.q), jnp.float32),
+                pltpu.VMEM((tiles.heads, tiles.blocks.q), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
                 pltpu.VMEM((L, kv_wide), jnp.float32),
             ],
@@ -56,8 +67,8 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
         out_shape=outputs,
         # A block in no pair is never written: its zeros are these.
         input_output_aliases={12: 0, 13: 1, 14: 2},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem),
-        interpret=interpret,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
+        interpret=run.interpret,
         name="packed_attention_backward",
     )(
         pairs.queries,
@@ -78,13 +89,11 @@ def backward(tiles: Tiles, static, pairs: schedule.Pairs, q_offset, q, k, v, q_i
 
 def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
     """One pair. The scratch q_t, d_out_t and d_q_t are [heads * H, q], transposed; inner is [heads, q]."""
-    q, k, v, q_ids, kv_ids, out, lse, d_out, _, _, _, d_q, d_k, d_v, q_t, d_out_t, d_q_t, inner, sum_k, sum_v = (
-        refs
-    )
+    q, k, v, q_ids, kv_ids, out, lse, d_out, _, _, _, d_q, d_k, d_v, q_t, d_out_t, d_q_t, inner, sum_k, sum_v = refs
     p = pl.program_id(1)
     flags = keys[p]
-    first_key = pl.multiple_of((flags >> schedule.FLAG_BITS) * tiles.kv, tiles.kv)
-    block = pl.ds(first_key, tiles.kv)
+    first_key = pl.multiple_of((flags >> schedule.FLAG_BITS) * tiles.blocks.kv, tiles.blocks.kv)
+    block = pl.ds(first_key, tiles.blocks.kv)
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
     def _():
@@ -98,13 +107,13 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.FIRST_OF_KEYS != 0)
     def _():
-        sum_k[block] = jnp.zeros((tiles.kv, sum_k.shape[1]), jnp.float32)
-        sum_v[block] = jnp.zeros((tiles.kv, sum_v.shape[1]), jnp.float32)
+        sum_k[block] = jnp.zeros((tiles.blocks.kv, sum_k.shape[1]), jnp.float32)
+        sum_v[block] = jnp.zeros((tiles.blocks.kv, sum_v.shape[1]), jnp.float32)
 
     def step(these: slice, those: slice, most):
         """Of the queries `these` and the keys `those` of the blocks."""
         k_t = k[those].T
-        rows = pl.ds(pl.multiple_of(first_key + those.start, schedule.LEAST_PIECE // 2), those.stop - those.start)
+        rows = pl.ds(pl.multiple_of(first_key + those.start, tiles.blocks.kv_piece), those.stop - those.start)
 
         def scores_of(n: int):
             mine, theirs = tiles.of_head(n)
@@ -127,7 +136,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.FULL != 0)
     def _():
-        step(slice(0, tiles.q), slice(0, tiles.kv), most=None)
+        step(slice(0, tiles.blocks.q), slice(0, tiles.blocks.kv), most=None)
 
     for bit, these, those in tiles.pieces():
 
