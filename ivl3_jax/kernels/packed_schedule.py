@@ -72,8 +72,8 @@ def most_pairs(rows: int, q_blocks: int, kv_blocks: int, blocks: Blocks, causal:
     most = max(1, rows * int(each.sum()))
     if most > MOST_PAIRS:
         raise ValueError(
-            f"attention: {rows} rows of {q_blocks * blocks.q} queries and {kv_blocks * blocks.kv} keys make up to {most} "
-            f"pairs of blocks; at most {MOST_PAIRS} are supported, that is {MOST_PAIRS * rows // most} such rows a device"
+            f"attention: {rows} rows of {q_blocks * blocks.q} queries and {kv_blocks * blocks.kv} keys make up to "
+            f"{most} pairs of blocks, and {MOST_PAIRS} are supported: {MOST_PAIRS * rows // most} such rows on a device"
         )
     return most
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
 from ivl3_jax.kernels.packed_schedule import FLAG_BITS, ROW_SHIFT, row_and_block
@@ -21,7 +22,7 @@ class Run(NamedTuple):
 
     causal: bool
     known_offset: int | None
-    interpret: bool
+    interpret: bool | pltpu.InterpretParams
 
 
 class Tiles(NamedTuple):

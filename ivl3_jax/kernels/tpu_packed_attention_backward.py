@@ -96,7 +96,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
     block = pl.ds(first_key, tiles.blocks.kv)
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
-    def _():
+    def begin_queries():
         q_t[...] = (q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)).astype(q.dtype).T
         d_out_t[...] = d_out[...].T
         d_q_t[...] = jnp.zeros_like(d_q_t)
@@ -106,7 +106,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
             inner[n : n + 1] = both[tiles.of_head(n)[0]].sum(0, keepdims=True)
 
     @pl.when(flags & schedule.FIRST_OF_KEYS != 0)
-    def _():
+    def begin_keys():
         sum_k[block] = jnp.zeros((tiles.blocks.kv, sum_k.shape[1]), jnp.float32)
         sum_v[block] = jnp.zeros((tiles.blocks.kv, sum_v.shape[1]), jnp.float32)
 
@@ -135,13 +135,13 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
             d_q_t[mine, these] += product(k_t[theirs], d_scores)
 
     @pl.when(flags & schedule.FULL != 0)
-    def _():
+    def whole():
         step(slice(0, tiles.blocks.q), slice(0, tiles.blocks.kv), most=None)
 
     for bit, these, those in tiles.pieces():
 
         @pl.when(flags & (bit | schedule.FULL) == bit)
-        def _(these=these, those=those):
+        def piece(these=these, those=those):
             latest = None
             if causal:
                 latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
@@ -150,10 +150,10 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
     scale = tiles.head**-0.5
 
     @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
-    def _():
+    def end_queries():
         d_q[...] = (d_q_t[...].T * scale).astype(d_q.dtype)
 
     @pl.when(flags & schedule.LAST_OF_KEYS != 0)
-    def _():
+    def end_keys():
         d_k[...] = (sum_k[block] * scale).astype(d_k.dtype)
         d_v[...] = sum_v[block].astype(d_v.dtype)

@@ -73,7 +73,7 @@ def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, _
     flags = keys[p]
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
-    def _():
+    def begin_queries():
         scaled = q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)
         q_t[...] = scaled.astype(q.dtype).T
         out_t[...] = jnp.zeros_like(out_t)
@@ -105,20 +105,20 @@ def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, _
             out_t[mine, these] = out_t[mine, these] * shrink + product(v_t[theirs], weights.astype(v.dtype))
 
     @pl.when(flags & schedule.FULL != 0)
-    def _():
+    def whole():
         step(slice(0, tiles.blocks.q), slice(0, tiles.blocks.kv), most=None)
 
     for bit, these, those in tiles.pieces():
 
         @pl.when(flags & (bit | schedule.FULL) == bit)
-        def _(these=these, those=those):
+        def piece(these=these, those=those):
             latest = None
             if causal:
                 latest = delta(tiles, queries[p], flags, q_offset[0]) + these.start - those.start
             step(these, those, ceiling(q_ids[:, these], kv_ids[:, those], latest))
 
     @pl.when(flags & schedule.LAST_OF_QUERIES != 0)
-    def _():
+    def end_queries():
         some = top[...] > MASKED / 2
         inverse = jnp.where(some, 1 / total[...], 0)
         # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp2(MASKED), exactly 0.
