@@ -158,7 +158,8 @@ def cycles_of(
         around = float(sum(map(int, re.findall(r' fusion\(.*"estimated_cycles":"(\d+)"', text))))
         kernels = []
         for op in re.findall(r"%(\S+) = [^\n]*custom_call_target=\"tpu_custom_call\"", text):
-            name = re.sub(r"\.\d+$", "", op)
+            # JAX puts the names of transformations around a kernel's own.
+            name = max((known for known in moved if known in op), key=len, default=re.sub(r"\.\d+$", "", op))
             dump = _dump(Path(folder), op)
             program = read_program(*dump, CHIPS[chip].row_cycles)
             count_runs(program, (trips or {}).get(name, {}), (guards or {}).get(name, {}))
@@ -184,20 +185,25 @@ def _compile(task: Path) -> None:
     """In a process of its own: replaces the task by the compiled program's text and the bytes that kernels move."""
     import jax
     from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
+    from jax.sharding import NamedSharding, PartitionSpec
 
     make, arguments, topology = cloudpickle.loads(task.read_bytes())
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     function, operands = make(*arguments)
-    on = SingleDeviceSharding(device)
+    mesh = jax.make_mesh((1,), ("x",), (jax.sharding.AxisType.Auto,), devices=[device])
+    on = NamedSharding(mesh, PartitionSpec())
     operands = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on) for x in operands]
-    traced = jax.jit(function).trace(*operands)
-    text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    with jax.set_mesh(mesh):
+        traced = jax.jit(function).trace(*operands)
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     task.write_bytes(cloudpickle.dumps((text, dict(_traffic(traced.jaxpr.jaxpr)))))
 
 
 def _traffic(jaxpr):
-    """(name, bytes) of every pallas_call whose blocks the grid alone indexes: one is moved when its index changes."""
+    """(name, bytes) of every pallas_call: a block is moved when its index changes.
+
+    The bytes are None where more than the grid determines the index.
+    """
     import jax
     import jax.extend
     import numpy as np
@@ -210,6 +216,7 @@ def _traffic(jaxpr):
             continue
         grid, mapping = equation.params["grid_mapping"].grid, equation.params["grid_mapping"]
         if mapping.num_index_operands or not all(isinstance(n, int) for n in grid):
+            yield equation.params["name"], None
             continue
         steps = np.indices(grid).reshape(len(grid), -1).astype(np.int32)
         total = 0
@@ -223,7 +230,10 @@ def _traffic(jaxpr):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--compile"]:
-        _compile(Path(sys.argv[2]))
+        try:
+            _compile(Path(sys.argv[2]))
+        except Exception as error:
+            sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
     elif sys.argv[1:] == ["--check"]:
         from schedule_check import check
 
