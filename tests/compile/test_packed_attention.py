@@ -7,6 +7,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ivl3_jax.kernels.tpu_packed_attention import attention
 
+pytestmark = pytest.mark.slow
+
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Heads, kv heads, head size: InternVL3-1B, 2B, 8B and 9B's language models, then 14B, 38B and 78B's.
 SIZES = [(14, 2, 64), (12, 2, 128), (28, 4, 128), (32, 2, 128), (40, 8, 128), (64, 8, 128)]
