@@ -15,7 +15,7 @@ _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?:([ >]*){(.*)")
 _LABEL = re.compile(r"Start(?:/End empty)? region (\d+)")
 _BRANCH = re.compile(r"sbr\.rel (\(\S+\))? ?target = \$region(\d+)")
 _EXIT = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
-_PRODUCT = re.compile(r"= vmatmul[.\w]*?\.(f32|bf16)[.\w]*?\.mxu(\d)")
+_PRODUCT = re.compile(r"= vmatmul(\.lmr)?[.\w]*?\.(f32|bf16)[.\w]*?\.mxu(\d)")
 GUARDED = 64  # slots of vector units from which a region that may be jumped over counts as one of the kernel's own
 
 
@@ -96,9 +96,11 @@ def read_program(bundles: Path, slots: Path, row_cycles: float) -> Program:
         for match, row in zip(lines[first:end], table[first:end], strict=True):
             for unit, n in zip(SLOTS, row, strict=True):
                 region.slots[unit] += n
-            for dtype, unit in _PRODUCT.findall(match[4]):
-                region.units[unit] = region.units.get(unit, 0) + round(ROWS[dtype] * row_cycles)
-                region.rows += ROWS[dtype]
+            for half, dtype, unit in _PRODUCT.findall(match[4]):
+                # This form streams half a register, 8 rows: it has one register of results, and the others two.
+                rows = ROWS["f32" if half else dtype]
+                region.units[unit] = region.units.get(unit, 0) + round(rows * row_cycles)
+                region.rows += rows
         regions.append(region)
     for loop in loops:
         loop.runs, loop.known = _trips(lines, loop, loops)

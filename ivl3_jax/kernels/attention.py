@@ -6,21 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ivl3_jax.kernels import chunked_attention, oracle, tpu_vit_attention
-from ivl3_jax.kernels.tpu_tiling import device_kind
+from ivl3_jax.kernels import chunked_attention, oracle, tpu_packed_attention, tpu_vit_attention
+from ivl3_jax.kernels.chip import chip, interpreted
 from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "oracle": oracle.attention,
     "chunked": chunked_attention.attention,
     "tpu_vit": tpu_vit_attention.attention,
+    "tpu_packed": tpu_packed_attention.attention,
 }
 
 
 def chosen(q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool) -> str:
     """The implementation for one device's operands on the platform that the program is compiled for."""
-    if device_kind().startswith("TPU") and tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
+    if chip() is None:
+        return "chunked"
+    if tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
         return "tpu_vit"
+    if causal and tpu_packed_attention.unsupported(q, k, segments, segments) is None:
+        return "tpu_packed"
     return "chunked"
 
 
@@ -60,6 +65,8 @@ def attention(
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
         kv_layout = PartitionSpec(kv_layout[0], None, heads, None)
     rows = PartitionSpec(layout[0], layout[1])
+    # A TPU's kernel that was named where there is none.
+    elsewhere = implementation is not None and implementation.startswith("tpu") and chip() is None
 
     def local(q, k, v, segments):
         offset = 0 if sequence is None else jax.lax.axis_index(sequence) * q.shape[1]
@@ -69,11 +76,13 @@ def attention(
             if sequence is not None:
                 everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
         name = implementation or chosen(q, k, segments, causal)
-        return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset)
+        options = {"interpret": True} if elsewhere else {}
+        return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset, **options)
 
     segments_in = () if segment_ids is None else (segment_ids,)
+    whole = (lambda q, k, v: local(q, k, v, None)) if segment_ids is None else local
     run = on_shards(
-        (lambda q, k, v: local(q, k, v, None)) if segment_ids is None else local,
+        interpreted(whole) if elsewhere else whole,
         in_specs=(layout, kv_layout, kv_layout, *(rows for _ in segments_in)),
         out_specs=layout,
     )

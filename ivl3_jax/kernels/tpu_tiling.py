@@ -1,8 +1,8 @@
-"""Which TPU a program is compiled for, and the block sizes measured for it."""
+"""Block sizes of `tpu_vit_attention`, measured for each generation of TPUs."""
 
 from typing import NamedTuple
 
-import jax
+from ivl3_jax.kernels.chip import chip
 
 LANES = 128
 
@@ -30,17 +30,9 @@ _VIT_BLOCKS = {
 }
 
 
-def device_kind() -> str:
-    """What the current mesh, a topology's included, is made of, such as "TPU v5"; the default device without a mesh."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
-
-
 def vit_blocks(head_dim: int) -> VitBlocks:
-    """For the TPU at hand; generations after v6e are taken to be like it, and whatever is no TPU like v5."""
-    kind = device_kind()
-    generation = "v5" if not kind.startswith("TPU") or kind.startswith(("TPU v4", "TPU v5")) else "v6"
-    return _VIT_BLOCKS[generation, head_dim]
+    """For the TPU at hand; v5p's where there is none."""
+    return _VIT_BLOCKS["v6" if chip() == "v6e" else "v5", head_dim]
 
 
 def dividing(block: int, length: int) -> int:

@@ -20,19 +20,19 @@ interpreted = functools.partial(attention, interpret=True)
 BFLOAT16 = 2 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
-def compare(B, S, N, H, dtype, scale=1.0, device="TPU v5"):
+def compare(B, S, N, H, dtype, scale=1.0, device="v5p"):
     """As it is made for one kind of TPU."""
     q, k, v, cotangent = operands(np.random.default_rng(S * N), B, S, S, N, N, H, dtype)
     inputs = q * jnp.asarray(scale, dtype), k, v, cotangent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tpu_tiling, "device_kind", lambda: device)
+        patch.setattr(tpu_tiling, "chip", lambda: device)
         ours = value_and_gradients(interpreted, *inputs, causal=False)
     assert {x.dtype for x in ours} == {jnp.dtype(dtype)}
     wide = value_and_gradients(oracle.attention, *(x.astype(jnp.float32) for x in inputs), causal=False)
     assert_equal(ours, wide, LAYER["float32"] if dtype == "float32" else BFLOAT16)
 
 
-@pytest.mark.parametrize("device", ["TPU v5", "TPU v6 lite"])
+@pytest.mark.parametrize("device", ["v5p", "v6e"])
 @pytest.mark.parametrize(("N", "H", "dtype"), [(1, 128, "float32"), (2, 64, "float32"), (2, 64, "bfloat16")])
 def test_a_published_tile(N, H, dtype, device):
     compare(1, 1025, N, H, dtype, device=device)
@@ -45,7 +45,7 @@ def test_a_published_tile(N, H, dtype, device):
     H=st.sampled_from([64, 128]),
     P=st.sampled_from([128, 256, 384]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
-    device=st.sampled_from(["TPU v5", "TPU v6 lite"]),
+    device=st.sampled_from(["v5p", "v6e"]),
 )
 def test_equals_the_oracle(B, groups, H, P, dtype, device):
     compare(B, P + 1, groups * 128 // H, H, dtype, device=device)

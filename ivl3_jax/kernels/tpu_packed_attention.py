@@ -1,0 +1,146 @@
+"""Attention of packed rows on TPUs, in Pallas: FlashAttention-2 (Dao 2023) over a list of blocks that are not empty.
+
+Scores lie as [keys, queries]: the maximum and the sum over the keys then run down sublanes, which costs next to
+nothing, statistics of a query are a row of lanes, and heads of 64 lie beside one another without padding. All query
+heads that read one kv head are worked on together, so that keys are fetched and masks made once for all of them. The
+list is made by `packed_schedule` at run time; blocks of one segment below the diagonal take a path that masks nothing,
+and the others are worked on in pieces, those left out that are empty.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas import tpu as pltpu
+
+from ivl3_jax.kernels import packed_schedule as schedule
+from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
+from ivl3_jax.kernels.packed_tiles import Run, Tiles
+from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
+from ivl3_jax.kernels.tpu_packed_attention_backward import backward
+from ivl3_jax.kernels.tpu_packed_attention_forward import forward
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array | None = None,
+    kv_segments: jax.Array | None = None,
+    *,
+    causal: bool,
+    q_offset: int | jax.Array = 0,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> jax.Array:
+    """`oracle.attention` of packed rows; blocks of queries and keys that share no segment cost nothing.
+
+    Args:
+        q: [B, S, N, H], bfloat16 or float32; query head n reads kv head n // (N // K).
+        k, v: [B, L, K, H] in q's dtype.
+        q_segments, kv_segments: int32 [B, S] and [B, L], both or neither; only equal ids see one another, and 0,
+            padding, sees nothing and is seen by nothing. Fastest where ids rise along a row, with 0 at its end.
+        causal: whether query i sees only the kv positions j <= q_offset + i.
+        q_offset: the kv position at which query 0 stands.
+        interpret: run on any platform, slowly; with parameters, as a simulation of a TPU's memories.
+
+    Returns:
+        [B, S, N, H] in q's dtype, accumulated in float32; zeros for a query that sees nothing, whose gradients are
+        zero too. Gradients are the same in every run.
+
+    Raises:
+        ValueError: a shape or dtype that is not supported, naming the nearest that is.
+    """
+    if reason := unsupported(q, k, q_segments, kv_segments):
+        raise ValueError(f"attention: {reason}")
+    if q.size == 0 or k.size == 0:
+        return jnp.zeros_like(q)
+    run = Run(causal, q_offset if isinstance(q_offset, int) else None, interpret)
+    return _attention(run, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
+
+
+def unsupported(q, k, q_segments, kv_segments) -> str | None:
+    """Why `attention` refuses the operands, naming the nearest that it takes; None if it does not."""
+    (N, H), K = q.shape[2:], k.shape[2]
+    if N % K:
+        return f"{N} query heads are not a multiple of {K} kv heads"
+    if H % 64:
+        return f"head size {H} is not supported; the nearest that is: {max(64, round(H / 64) * 64)}"
+    if q.dtype not in (jnp.bfloat16, jnp.float32) or k.dtype != q.dtype:
+        return f"q is {q.dtype} and k {k.dtype}; give q, k and v as bfloat16 or as float32"
+    if (q_segments is None) != (kv_segments is None):
+        return "give both q_segments and kv_segments, or neither"
+    return None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(run, q, k, v, q_segments, kv_segments, q_offset):
+    return _forward(run, q, k, v, q_segments, kv_segments, q_offset)[0]
+
+
+def _forward(run: Run, q, k, v, q_segments, kv_segments, q_offset):
+    tiles = _tiles(forward_blocks, q, k)
+    ids = _ids(tiles, q, k, q_segments, kv_segments)
+    known = q_offset if run.known_offset is None else run.known_offset
+    pairs = schedule.pairs(*ids, known, blocks=tiles.blocks, causal=run.causal)
+    q_flat, k_flat, v_flat = _flat(q, tiles.blocks.q), _flat(k, tiles.blocks.kv), _flat(v, tiles.blocks.kv)
+    out, lse = forward(tiles, run, pairs, q_offset, q_flat, k_flat, v_flat, *ids)
+    return out[:, : q.shape[1]].reshape(q.shape), lse[..., : q.shape[1]]
+
+
+def _tiles(blocks_for, q, k) -> Tiles:
+    (S, N, H), (L, K) = q.shape[1:], k.shape[1:3]
+    return Tiles.of(N, K, H, blocks_for(S, L, N // K * H, q.dtype))
+
+
+def _ids(tiles: Tiles, q, k, q_segments, kv_segments) -> tuple[jax.Array, jax.Array]:
+    return (
+        schedule.marked_ids(q_segments, q.shape[:2], tiles.blocks.q, schedule.PADDED_QUERY),
+        schedule.marked_ids(kv_segments, k.shape[:2], tiles.blocks.kv, schedule.PADDED_KEY),
+    )
+
+
+def _flat(x: jax.Array, block: int) -> jax.Array:
+    """[B, S, N, H] -> [B, S, N * H], S made a multiple of `block`."""
+    return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, -x.shape[1] % block), (0, 0)))
+
+
+def _forward_saving(run, q, k, v, q_segments, kv_segments, q_offset):
+    out, lse = (
+        checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(run, q, k, v, q_segments, kv_segments, q_offset)
+    )
+    return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
+
+
+def _backward(run: Run, saved, d_out):
+    q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
+    tiles = _tiles(backward_blocks, q, k)
+    q_ids, kv_ids = _ids(tiles, q, k, q_segments, kv_segments)
+    q_flat, out, d_out = (_flat(x, tiles.blocks.q) for x in (q, out, d_out))
+    k_flat, v_flat = _flat(k, tiles.blocks.kv), _flat(v, tiles.blocks.kv)
+    lse = jnp.pad(lse, ((0, 0), (0, 0), (0, 0), (0, q_ids.shape[1] - lse.shape[-1])))
+    length = span(tiles)
+    starts = range(0, kv_ids.shape[1], length)
+    d_q, d_k, d_v = None, [], []
+    for start in starts:
+        here = slice(start, start + length)
+        offset = q_offset - start
+        known = offset if run.known_offset is None else run.known_offset - start
+        pairs = schedule.pairs(q_ids, kv_ids[:, here], known, blocks=tiles.blocks, causal=run.causal)
+        of_keys = k_flat[:, here], v_flat[:, here], q_ids, kv_ids[:, here]
+        # A rounded share of several would be rounded again in the sum.
+        d_q_dtype = q.dtype if len(starts) == 1 else jnp.float32
+        share, d_k_here, d_v_here = backward(tiles, run, pairs, offset, q_flat, out, d_out, lse, *of_keys, d_q_dtype)
+        # One share after the other, so that no more than two are held.
+        d_q, q_flat = (share, q_flat) if d_q is None else lax.optimization_barrier((d_q + share, q_flat))
+        d_k.append(d_k_here)
+        d_v.append(d_v_here)
+    gradients = d_q, jnp.concatenate(d_k, 1), jnp.concatenate(d_v, 1)
+    d_q, d_k, d_v = (
+        g[:, : x.shape[1]].reshape(x.shape).astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)
+    )
+    return d_q, d_k, d_v, None, None, None
+
+
+_attention.defvjp(_forward_saving, _backward)
