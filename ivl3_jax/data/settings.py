@@ -1,6 +1,7 @@
 """What is learned from, as typed data, and the feed that follows from it."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 
 from ivl3_jax.data.encoding import Encoder
 from ivl3_jax.data.faults import Fault, FaultPolicy
+from ivl3_jax.data.files import is_remote
 from ivl3_jax.data.frames import TrainingFrames
 from ivl3_jax.data.images import LARGEST_GRID
 from ivl3_jax.data.jpeg import Jpeg
@@ -158,10 +160,12 @@ def source_specs(recipe: DataRecipe) -> list[SourceSpec]:
     """The sources that a recipe names.
 
     Raises:
-        ValueError: a meta file is faulty, or two sources have one name.
+        ValueError: a meta file is faulty, two sources have one name, or the annotation does not exist.
     """
     if recipe.annotation is not None:
         at = str(recipe.annotation)
+        if not is_remote(at) and not os.path.exists(at):
+            raise ValueError(f"DataRecipe.annotation is {at!r}, which does not exist")
         root = recipe.root if recipe.root is not None else at.rpartition("/")[0]
         return [SourceSpec(at.rpartition("/")[2], root, at)]
     specs = [spec for file in recipe.meta for spec in read_meta(file)]

@@ -119,6 +119,7 @@ def test_a_run_on_a_mesh_from_a_fresh_model(data, tmp_path):
         ({"data__rows": 3, "sharding": {"plan": "fsdp_tensor", "mesh": {"fsdp": 2}}}, [], 1, "batch = 3, which does"),
         ({"sharding": {"plan": "fsdp_tensr"}}, [], 1, "no sharding plan 'fsdp_tensr'; shipped: fsdp_tensor, single"),
         ({"model": {"checkpoint": "nowhere"}}, [], 1, "there is no directory nowhere"),
+        ({"data": {"annotation": "gone.jsonl"}}, [], 1, "DataRecipe.annotation is 'gone.jsonl', which does not exist"),
     ],
 )  # fmt: skip
 def test_faults_are_told_in_one_line(changes, arguments, code, message, data, tmp_path, capsys):
