@@ -110,6 +110,9 @@ def open_feed(recipe: DataRecipe, processor: Processor, seed: int, *, pairs: boo
     Raises:
         ValueError, OSError: a file is missing or faulty, or two settings do not fit; the message names it.
     """
+    at = recipe.annotation
+    if at is not None and not is_remote(at) and not os.path.exists(at):
+        raise ValueError(f"DataRecipe.annotation is {at!r}, which does not exist")
     specs = source_specs(recipe)
     sources: list[Source] = [open_source(spec, number) for number, spec in enumerate(specs)]
     if not pairs:
@@ -160,12 +163,10 @@ def source_specs(recipe: DataRecipe) -> list[SourceSpec]:
     """The sources that a recipe names.
 
     Raises:
-        ValueError: a meta file is faulty, two sources have one name, or the annotation does not exist.
+        ValueError: a meta file is faulty, or two sources have one name.
     """
     if recipe.annotation is not None:
         at = str(recipe.annotation)
-        if not is_remote(at) and not os.path.exists(at):
-            raise ValueError(f"DataRecipe.annotation is {at!r}, which does not exist")
         root = recipe.root if recipe.root is not None else at.rpartition("/")[0]
         return [SourceSpec(at.rpartition("/")[2], root, at)]
     specs = [spec for file in recipe.meta for spec in read_meta(file)]
