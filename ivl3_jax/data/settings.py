@@ -1,6 +1,7 @@
 """What is learned from, as typed data, and the feed that follows from it."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 
 from ivl3_jax.data.encoding import Encoder
 from ivl3_jax.data.faults import Fault, FaultPolicy
+from ivl3_jax.data.files import is_remote
 from ivl3_jax.data.frames import TrainingFrames
 from ivl3_jax.data.images import LARGEST_GRID
 from ivl3_jax.data.jpeg import Jpeg
@@ -108,6 +110,9 @@ def open_feed(recipe: DataRecipe, processor: Processor, seed: int, *, pairs: boo
     Raises:
         ValueError, OSError: a file is missing or faulty, or two settings do not fit; the message names it.
     """
+    at = recipe.annotation
+    if at is not None and not is_remote(at) and not os.path.exists(at):
+        raise ValueError(f"DataRecipe.annotation is {at!r}, which does not exist")
     specs = source_specs(recipe)
     sources: list[Source] = [open_source(spec, number) for number, spec in enumerate(specs)]
     if not pairs:

@@ -33,6 +33,7 @@ def draw_recipe(
         smooth = np.array([np.convolve(run, kernel, mode="valid") for run in runs])
         _band(left, np.arange(window, len(runs[0]) + 1), smooth, name)
     left.set(yscale="log", xlabel="step of the stage", ylabel="loss (a running mean)")
+    left.set_ylim(top=5 * left.get_ylim()[1])  # room for the names
     for name, points in along.items():
         _band(
             middle, np.array([step for step, _ in points[0]]), np.array([[y for _, y in run] for run in points]), name
@@ -40,7 +41,7 @@ def draw_recipe(
     middle.set(ylim=(0, 1), xlabel="step of fine-tuning", ylabel="right answers (a few questions)")
     for axes in (left, middle):
         axes.grid(alpha=0.25, which="both")
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
     _bars(bars, shares)
     figure.suptitle("The recipe on handwriting")
     figure.savefig(file, dpi=100)

@@ -40,14 +40,16 @@ class StepFlops:
         flat = flatten_dict(params)
         self._config = config
         self._sizes = dict.fromkeys(("vision", "projector", "decoder", "head"), 0)
+        self._adapters = dict.fromkeys(self._sizes, 0)
         for path, leaf in flat.items():
+            sizes = self._adapters if path[-1] in ADAPTERS else self._sizes
             if path[-1] in ("kernel", *ADAPTERS):
-                self._sizes["head" if path[1] == "head" else path[0]] += math.prod(leaf.shape)
+                sizes["head" if path[1] == "head" else path[0]] += math.prod(leaf.shape)
         if config.decoder.tie_embeddings:
             self._sizes["head"] = config.decoder.width * config.decoder.vocab
         adapted = {path[0] for path in flat if path[-1] in ADAPTERS}
         # Forward is one pass; the gradients of activations and of weights are another each, in layers that have them.
-        self._passes: dict[str, tuple[float, float]] = {}
+        self._passes: dict[str, tuple[float, float, float]] = {}
         flows = False
         for name in ("vision", "projector", "decoder"):
             component = components[name]
@@ -56,32 +58,30 @@ class StepFlops:
             through = 1.0 if flows else 1 - int(chosen.argmax()) / depth if chosen.any() else 0.0
             weights = 0.0 if name in adapted else float(chosen.mean())
             # Of attention's products neither factor is a weight: two gradients for each.
-            self._passes[name] = 1 + weights + through, 1 + 2 * through
+            self._passes[name] = 1 + weights + through, 3, 1 + 2 * through
             flows |= bool(chosen.any())
         trained = components["decoder"].layers is None and self._passes["decoder"][0] == 3
-        self._passes["head"] = (3 if trained else 2 if flows else 1), 0
+        self._passes["head"] = (3 if trained else 2 if flows else 1), 3, 0
 
     def __call__(self, *, positions: float, tokens: float, attended: float, tiles: float) -> float:
         """Operations of a step; `positions`, `tokens`, `attended`, `tiles` as in `Metrics`."""
         vision, decoder = self._config.vision, self._config.decoder
         patches = vision.positions
-        forward = {
-            "vision": (
-                2 * self._sizes["vision"] * tiles * patches,
-                4 * tiles * patches**2 * vision.width * vision.layers,
-            ),
-            "projector": (2 * self._sizes["projector"] * tiles * self._config.tile_tokens, 0),
-            "decoder": (
-                2 * self._sizes["decoder"] * positions,
-                4 * attended * decoder.heads * decoder.head_dim * decoder.layers,
-            ),
-            "head": (2 * self._sizes["head"] * tokens, 0),
+        rows = {
+            "vision": tiles * patches,
+            "projector": tiles * self._config.tile_tokens,
+            "decoder": positions,
+            "head": tokens,
         }
-        return sum(
-            passes * operations
-            for name, kinds in forward.items()
-            for passes, operations in zip(self._passes[name], kinds, strict=True)
-        )
+        attention = {
+            "vision": 4 * tiles * patches**2 * vision.width * vision.layers,
+            "decoder": 4 * attended * decoder.heads * decoder.head_dim * decoder.layers,
+        }
+        total = 0.0
+        for name, (dense, adapters, pairs) in self._passes.items():
+            products = dense * self._sizes[name] + adapters * self._adapters[name]
+            total += 2 * rows[name] * products + pairs * attention.get(name, 0)
+        return total
 
 
 def peak_flops() -> float | None:

@@ -93,14 +93,15 @@ def train(
     """
     bad, keeper = bad or BadSteps(config), keeper or NoKeeper()
     objective = objective_of(config)
-    rate = learning_rate(config)
+    # Known beforehand: computed on the device it would wait there for the step that runs.
+    rate = np.asarray(jax.vmap(learning_rate(config))(np.arange(config.steps)))
     flops = StepFlops(model.config, model.params, config.components)
     run_step = make_step(
         model.graphdef, model.params, objective, config, model.config.tile_tokens, sources=len(sources)
     )
     clock = Clock(
         config.steps,
-        lambda step: float(rate(step)),
+        lambda step: float(rate[step]),
         flops,
         peak_flops(),
         sources,

@@ -113,7 +113,7 @@ def test_a_run_on_a_mesh_from_a_fresh_model(data, tmp_path):
         ({"sharding": {"mesh": {"self": 2}}}, [], 1, "unknown 'mesh.self'; known there: data, stage"),
         ({"model": {}}, [], 2, "give either checkpoint (a directory) or size"),
         ({"model": {"size": "InternVL3-1B"}}, [], 2, "ModelRecipe.tokenizer is missing"),
-        ({"data__annotation": "no.jsonl"}, [], 1, "no.jsonl"),
+        ({"data__annotation": "no.jsonl"}, [], 1, "DataRecipe.annotation is 'no.jsonl', which does not exist"),
         ({"data__tokens": 20}, [], 1, "but a row has room for 20"),
         ({"data__tiles": 1}, [], 1, "tiles, but a row has room for 1"),
         ({"data__rows": 3, "sharding": {"plan": "fsdp_tensor", "mesh": {"fsdp": 2}}}, [], 1, "batch = 3, which does"),

@@ -50,6 +50,7 @@ def test_preferences_are_learned(pairs, tmp_path, capsys):
         assert table["table"].shape == (12, 4, 8)
     capsys.readouterr()
     (tmp_path / "a/run/checkpoint").rename(tmp_path / "a/other")
+    (tmp_path / "a/run/states").rename(tmp_path / "a/states")
     assert main(["train", "--config", str(tmp_path / "a/recipe.yaml"), "--train.seed", "7"]) == 1
     assert "reference.npz is of another run: its seed is 0, here it is 7" in capsys.readouterr().err
 
