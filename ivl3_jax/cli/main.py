@@ -18,6 +18,7 @@ from pathlib import Path
 import ivl3_jax
 from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.mistakes import explain
+from ivl3_jax.lab.libtpu import WITHOUT_TPU
 
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
@@ -26,21 +27,12 @@ COMMANDS = {
     "parity": "ivl3_jax.cli.parity",
     "train": "ivl3_jax.cli.train",
     "data": "ivl3_jax.cli.data",
+    "bench": "ivl3_jax.cli.bench",
     "demo": "ivl3_jax.cli.demo",
 }
 
 TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd")
-
-# Without these libtpu looks for a TPU's metadata server and prints alarming lines. It then still compiles for any
-# topology, in several processes at a time.
-LIBTPU_WITHOUT_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def set_platform_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -50,7 +42,7 @@ def set_platform_defaults(environ: MutableMapping[str, str] = os.environ) -> Non
     """
     if find_spec("libtpu") is None or any(glob(pattern) for pattern in TPU_DEVICES):
         return
-    for name, value in LIBTPU_WITHOUT_TPU.items():
+    for name, value in WITHOUT_TPU.items():
         environ.setdefault(name, value)
     if not any(glob(pattern) for pattern in GPU_DEVICES):
         environ.setdefault("JAX_PLATFORMS", "cpu")

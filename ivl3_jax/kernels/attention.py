@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ivl3_jax.kernels import chunked_attention, oracle, tpu_packed_attention, tpu_vit_attention
-from ivl3_jax.kernels.chip import chip, interpreted
+from ivl3_jax.kernels import chunked_attention, gpu_attention, oracle, tpu_packed_attention, tpu_vit_attention
+from ivl3_jax.kernels.chip import chip, interpreted, on_gpu
 from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -15,11 +15,14 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "chunked": chunked_attention.attention,
     "tpu_vit": tpu_vit_attention.attention,
     "tpu_packed": tpu_packed_attention.attention,
+    "cudnn": gpu_attention.attention,
 }
 
 
 def chosen(q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool) -> str:
     """The implementation for one device's operands on the platform that the program is compiled for."""
+    if on_gpu() and segments is None and gpu_attention.unsupported(q, k, None, causal) is None:
+        return "cudnn"
     if chip() is None:
         return "chunked"
     if tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:

@@ -22,6 +22,11 @@ def chip() -> str | None:
     return CHIPS.get(device.device_kind)
 
 
+def on_gpu() -> bool:
+    """Whether the default device is an NVIDIA GPU, and no mesh of another kind of devices is set."""
+    return jax.sharding.get_abstract_mesh().abstract_device is None and "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
 def interpreted(function: Callable) -> Callable:
     """`function`, which interprets Pallas kernels, of one device's arrays.
 

@@ -1,7 +1,5 @@
 """Cycles of Pallas kernels on TPUs, read from the compiler's own schedule; no TPU takes part.
 
-    python benchmarks/schedule.py --check
-
 Method, the same for every kernel and every chip: a program is compiled ahead of time for one device of a TPU topology
 in a process of its own, whose compiler dumps the final VLIW bundles. Per region of straight code the cycles are its
 bundles, or what its busiest matrix unit needs for its products where that is more; a kernel's cycles are the sum over
@@ -15,6 +13,7 @@ utilisation is that core's.
 """
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -24,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-from bundles import SLOTS, Program, count_runs, read_program
+from ivl3_jax.lab.kernels.bundles import SLOTS, Program, count_runs, read_program
+from ivl3_jax.lab.libtpu import WITHOUT_TPU
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def cycles_of(
     """The schedule of every Pallas kernel in a program.
 
     Args:
-        make: gives, called with `arguments`, a function of arrays and its abstract operands.
+        make: a module's function that gives, called with `arguments`, a function of arrays and its abstract operands.
         chip: a name in `CHIPS`.
         trips, guards: by kernel: see `bundles.count_runs`. A guard not given counts as always executed.
         traffic: by kernel: bytes moved between HBM and VMEM, for those that index their blocks by prefetched scalars.
@@ -134,27 +133,22 @@ def cycles_of(
     """
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
-        task.write_bytes(cloudpickle.dumps((make, arguments, CHIPS[chip].topology)))
+        task.write_bytes(pickle.dumps((make, arguments, CHIPS[chip].topology)))
         settings = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5p-8",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            **WITHOUT_TPU,
             "JAX_ENABLE_COMPILATION_CACHE": "false",
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
-            "PYTHONPATH": os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.environ.get("PYTHONPATH", "")]),
         }
-        ran = subprocess.run(
-            [sys.executable, __file__, "--compile", str(task)], env=settings, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", __spec__.name, str(task)]
+        ran = subprocess.run(command, env=settings, capture_output=True, text=True)
         if ran.returncode:
             raise ValueError(
                 f"{chip}: {ran.stderr.strip().splitlines()[-1][:600] if ran.stderr.strip() else ran.returncode}"
             )
-        text, moved = cloudpickle.loads(task.read_bytes())
+        text, moved = pickle.loads(task.read_bytes())
         around = float(sum(map(int, re.findall(r' fusion\(.*"estimated_cycles":"(\d+)"', text))))
         kernels = []
         for op in re.findall(r"%(\S+) = [^\n]*custom_call_target=\"tpu_custom_call\"", text):
@@ -187,7 +181,7 @@ def _compile(task: Path) -> None:
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    make, arguments, topology = cloudpickle.loads(task.read_bytes())
+    make, arguments, topology = pickle.loads(task.read_bytes())
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     function, operands = make(*arguments)
     mesh = jax.make_mesh((1,), ("x",), (jax.sharding.AxisType.Auto,), devices=[device])
@@ -196,7 +190,7 @@ def _compile(task: Path) -> None:
     with jax.set_mesh(mesh):
         traced = jax.jit(function).trace(*operands)
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
-    task.write_bytes(cloudpickle.dumps((text, dict(_traffic(traced.jaxpr.jaxpr)))))
+    task.write_bytes(pickle.dumps((text, dict(_traffic(traced.jaxpr.jaxpr)))))
 
 
 def _traffic(jaxpr):
@@ -229,14 +223,7 @@ def _traffic(jaxpr):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--compile"]:
-        try:
-            _compile(Path(sys.argv[2]))
-        except Exception as error:
-            sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
-    elif sys.argv[1:] == ["--check"]:
-        from schedule_check import check
-
-        check()
-    else:
-        sys.exit(__doc__)
+    try:
+        _compile(Path(sys.argv[1]))
+    except Exception as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

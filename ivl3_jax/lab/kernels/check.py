@@ -1,11 +1,14 @@
-"""The method of `schedule.py` on kernels whose work is known: printed with every table of kernels."""
+"""The method of `schedule` on kernels whose work is known: read before every table of kernels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from measuring import table
-from schedule import CHIPS, Kernel, cycles_of
+
+from ivl3_jax.lab.kernels.schedule import CHIPS, Kernel, cycles_of
 
 # ms, 4096^3 on a v5e, in JAX's guide to matrix products in Pallas. Small blocks show what the method leaves out.
 MEASURED = {(128, 128, 128): 11.8, (512, 1024, 1024): 0.889}
@@ -65,43 +68,37 @@ def looped(trips: int):
     return run, [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)]
 
 
-def _row(kernel: Kernel, what: str, products: float, exps: float, measured: float | None) -> list[str]:
-    chip = CHIPS[kernel.chip]
-    counted = kernel.products * chip.cores
-    if counted != products:
-        raise AssertionError(f"{what} on {kernel.chip}: {counted:.0f} products counted, not {products:.0f}")
-    pushed = sum(region.slots["EUP"] * region.runs for region in kernel.program.regions) * chip.cores * 1024
-    if pushed != exps:
-        raise AssertionError(f"{what} on {kernel.chip}: {pushed:.0f} exponentials counted, not {exps:.0f}")
-    against = "" if measured is None else f"{measured} ms: {100 * (kernel.milliseconds / measured - 1):+.0f} %"
-    bound = "HBM" if (kernel.memory or 0) > kernel.compute else "schedule"
-    return [
-        kernel.chip,
-        what,
-        f"{kernel.cycles:.0f}",
-        f"{kernel.milliseconds:.3f}",
-        bound,
-        f"{100 * kernel.utilisation:.0f} %",
-        against,
-    ]
+@dataclass(frozen=True)
+class Known:
+    """A kernel whose products and exponentials were counted right; `measured`: ms on a chip, where that is known."""
+
+    what: str
+    kernel: Kernel
+    measured: float | None = None
 
 
-def check() -> None:
-    """Prints the table; an AssertionError if what is counted is not the work that is known."""
+def check(chips: list[str]) -> Iterator[Known]:
+    """Reads kernels of known work.
 
-    def rows():
-        for chip in CHIPS:
-            blocks = {(512, 512, 512), (1024, 512, 1024), (512, 1024, 1024)} | (
-                MEASURED.keys() if chip == "v5e" else set()
-            )
-            for m, k, n in sorted(blocks):
-                # Zeroing and writing out happen once for each block of the result.
-                guards = {"matmul": {0: k / 4096, 1: k / 4096}} if k > 128 else {}
-                (kernel,) = cycles_of(matmul, m, k, n, chip=chip, guards=guards)
-                measured = MEASURED.get((m, k, n)) if chip == "v5e" else None
-                yield _row(kernel, f"4096³ by {m}, {k}, {n}", 4096.0**3, 0, measured)
-            (kernel,) = cycles_of(looped, 8, chip=chip)
-            yield _row(kernel, "exp2 and product in a loop of 8", 12 * 1024 * 256.0**2, 12 * 1024 * 256.0, None)
+    Raises:
+        AssertionError: what is counted is not the work that is known.
+    """
+    for chip in chips:
+        blocks = {(512, 512, 512), (1024, 512, 1024), (512, 1024, 1024)} | (MEASURED.keys() if chip == "v5e" else set())
+        for m, k, n in sorted(blocks):
+            # Zeroing and writing out happen once for each block of the result.
+            guards = {"matmul": {0: k / 4096, 1: k / 4096}} if k > 128 else {}
+            (kernel,) = cycles_of(matmul, m, k, n, chip=chip, guards=guards)
+            measured = MEASURED.get((m, k, n)) if chip == "v5e" else None
+            yield _checked(Known(f"4096³ by {m}, {k}, {n}", kernel, measured), 4096.0**3, 0)
+        (kernel,) = cycles_of(looped, 8, chip=chip)
+        yield _checked(Known("exp2 and product in a loop of 8", kernel), 12 * 1024 * 256.0**2, 12 * 1024 * 256.0)
 
-    print("Check of the method: products and exponentials counted in the schedule equal the known work in every row.")
-    table(["chip", "kernel", "cycles", "ms", "bound by", "matrix unit", "measured on a chip"], rows())
+
+def _checked(known: Known, products: float, exps: float) -> Known:
+    kernel, cores = known.kernel, CHIPS[known.kernel.chip].cores
+    pushed = sum(region.slots["EUP"] * region.runs for region in kernel.program.regions) * cores * 1024
+    for name, counted, there in (("products", kernel.products * cores, products), ("exponentials", pushed, exps)):
+        if counted != there:
+            raise AssertionError(f"{known.what} on {kernel.chip}: {counted:.0f} {name} counted, not {there:.0f}")
+    return known

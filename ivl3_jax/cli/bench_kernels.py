@@ -1,0 +1,139 @@
+"""`ivl3 bench kernels`: this project's kernels by the clock, or on TPUs by the compiler's schedule, beside others."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ivl3_jax.cli import UsageError
+from ivl3_jax.cli.arguments import parse
+
+HELP = """Kernels by the clock on the device at hand, or on TPUs by the compiler's schedule, beside others.
+ivl3 bench kernels --only vit-6b,packed --chips v5p --against splash
+"""
+PEERS = ("splash", "tokamax", "cudnn", "xla", "oracle")
+CHIPS = ("v5e", "v5p", "v6e")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Attributes:
+        only: problems by name, such as vit-6b,packed; all if empty.
+        against: splash, tokamax, cudnn, xla (JAX's plain attention, and logits in full) or oracle, several with commas.
+        chips: v5e, v5p or v6e, several with commas: read the schedule that the TPU compiler makes for them, which
+            needs libtpu and no TPU, in place of timing the device at hand.
+        search: with chips, try all block sizes of splash attention again, in place of those found before.
+        output: directory in which kernels.md and kernels.json are written.
+    """
+
+    only: str = ""
+    against: str = ""
+    chips: str = ""
+    search: bool = False
+    output: Path | None = None
+
+
+def run(argv: list[str]) -> int:
+    """Prints a table row by row as it is measured."""
+    summary, example = HELP.strip().splitlines()
+    options = parse(Options, argv, prog="ivl3 bench kernels", description=summary, example=example)
+    chips, against = _names("chips", options.chips, CHIPS), _names("against", options.against, PEERS)
+    if chips and set(against) - {"splash"}:
+        raise UsageError(f"--against={options.against}: by the schedule only splash attention can be read")
+    if options.search and not (chips and against):
+        raise UsageError("--search has a meaning only with --chips and --against=splash")
+    from ivl3_jax.lab.kernels.problems import PROBLEMS
+
+    problems = [PROBLEMS[name] for name in _names("only", options.only, tuple(PROBLEMS)) or PROBLEMS]
+    found, head, cells = (
+        _by_schedule(problems, chips, bool(against), options.search) if chips else _by_clock(problems, against)
+    )
+    _report(found, head, cells, options.output)
+    return 0
+
+
+def _names(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
+    found = [name for name in text.replace(" ", "").split(",") if name]
+    for name in found:
+        if name not in allowed:
+            raise UsageError(f"option --{option} {name!r} is unknown; there are {', '.join(allowed)}")
+    return found
+
+
+Say = Callable[[str], None]
+Table = tuple[Callable[[Say], Iterator[Any]], Sequence[str], Callable[[Any], list[str]]]
+
+
+def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Table:
+    import libtpu  # noqa: F401  (its absence is told before anything is compiled)
+
+    from ivl3_jax.lab.kernels import cases, check
+
+    def readings(say: Say) -> Iterator[cases.Reading]:
+        for chip in chips:
+            say(f"{chip}: kernels of known work")
+            list(check.check([chip]))
+            for problem in problems:
+                yield from cases.read(problem, chip, splash=splash, search=search, say=say)
+
+    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix unit", "fullest other", "HBM", "against", "ratio", "bar"]
+    return readings, [*head, "blocks"], _reading
+
+
+def _reading(reading) -> list[str]:
+    unit, part = max(reading.units.items(), key=lambda item: item[1])
+    other = f"{reading.other} {reading.against:,.0f}" if reading.against else ""
+    ratio = "" if reading.ratio is None else f"{reading.ratio:.2f}"
+    bar = "" if reading.bar is None else f"{reading.bar}"
+    shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}", f"{reading.memory:.0%}"
+    numbers = f"{reading.cycles:,.0f}", f"{reading.milliseconds:.3f}"
+    return [reading.chip, reading.title, reading.part, *numbers, *shares, other, ratio, bar, reading.blocks]
+
+
+def _by_clock(problems, against: list[str]) -> Table:
+    from ivl3_jax.lab.kernels import timing
+
+    def timings(say: Say) -> Iterator[timing.Timing]:
+        for problem in problems:
+            yield from timing.measure(problem, against, say)
+
+    return timings, ["kernel", "pass", "by", "ms", "TFLOP/s", "of a product's rate", "error"], _timing
+
+
+def _timing(timing) -> list[str]:
+    named = [timing.title, timing.part, timing.implementation]
+    if timing.milliseconds is None:
+        return [*named, timing.why, "", "", ""]
+    rates = f"{timing.milliseconds:.2f}", f"{timing.teraflops:.3g}", f"{timing.ceiling:.0%}"
+    return [*named, *rates, f"{timing.error:.1e}"]
+
+
+def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
+    """Measures under a status line; prints and writes what is there so far when it is interrupted."""
+    from rich.console import Console
+    from rich.table import Table as Drawn
+
+    results: list[Any] = []
+    console, progress = Console(), Console(stderr=True)
+    try:
+        with progress.status("starting") as status:
+            for result in found(status.update):
+                results.append(result)
+    finally:
+        if results:
+            rows = [cells(result) for result in results]
+            drawn = Drawn(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+            for number, column in enumerate(head):
+                drawn.add_column(column, overflow="fold", justify="left" if number < 3 else "right")
+            for row in rows:
+                drawn.add_row(*row)
+            console.print(drawn)
+            if output is not None:
+                output.mkdir(parents=True, exist_ok=True)
+                lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+                (output / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                (output / "kernels.json").write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")
+                console.print(f"written: {output / 'kernels.md'}, {output / 'kernels.json'}")

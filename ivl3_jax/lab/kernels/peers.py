@@ -1,0 +1,118 @@
+"""Who can do what this project's kernels do: its own seams, the oracle, and what JAX and tokamax have."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ivl3_jax.kernels import oracle
+from ivl3_jax.kernels.attention import attention
+from ivl3_jax.kernels.cross_entropy import cross_entropy
+from ivl3_jax.kernels.decoding import decode_attention, new_cache
+from ivl3_jax.lab.kernels import splash
+from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
+
+Problem = Attention | Loss | Decoding
+WHOLE = PartitionSpec(None, None, None, None)
+
+
+def _ours(problem: Problem) -> Callable:
+    """What the seams choose for the platform and the shapes."""
+    if isinstance(problem, Attention):
+        ids = None if problem.ids is None else jnp.asarray(problem.ids)
+        return lambda q, k, v: attention(
+            q, k, v, causal=problem.causal, layout=WHOLE, kv_layout=WHOLE, segment_ids=ids
+        )
+    if isinstance(problem, Loss):
+        labels, weights = (x[None] for x in problem.targets())
+        row = PartitionSpec(None, None)
+        return lambda x, w: cross_entropy(
+            x[None], w, labels, weights, vocab=problem.V, layout=row, vocab_axes=None
+        )[0]
+    lengths = jnp.full((problem.B,), problem.S, jnp.int32)
+    return lambda q, k, v: decode_attention(q, new_cache(k, v, problem.S), lengths)
+
+
+def _oracle(problem: Problem) -> Callable:
+    if isinstance(problem, Attention):
+        ids = None if problem.ids is None else jnp.asarray(problem.ids)
+        return lambda q, k, v: oracle.attention(q, k, v, ids, ids, causal=problem.causal)
+    if isinstance(problem, Loss):
+        labels, weights = problem.targets()
+        return lambda x, w: oracle.cross_entropy(x, w, labels, weights, vocab=problem.V)
+    return lambda q, k, v: oracle.attention(q, k, v, causal=False)
+
+
+def _jax_nn(implementation: str) -> Callable[[Problem], Callable]:
+    """jax.nn.dot_product_attention, with a mask of all queries and keys where rows are packed; logits in full."""
+
+    def of(problem: Problem) -> Callable:
+        if isinstance(problem, Loss):
+            if implementation == "cudnn":
+                raise NotImplementedError("cuDNN has no cross-entropy")
+            labels, weights = problem.targets()
+
+            def loss(x, w):
+                logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
+                mine = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+                return weights * (jax.nn.logsumexp(logits, axis=1) - mine)
+
+            return loss
+        mask = None
+        if isinstance(problem, Attention) and len(problem.segments) > 1:
+            ids = jnp.asarray(problem.ids)
+            mask = (ids[:, None, :, None] == ids[:, None, None, :]) & jnp.tri(problem.S, dtype=bool)
+        causal = isinstance(problem, Attention) and problem.causal and mask is None
+        return lambda q, k, v: jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation=implementation
+        )
+
+    return of
+
+
+def _splash(problem: Problem) -> Callable:
+    """JAX's splash attention on rows that are padded to a multiple of 128."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    if not isinstance(problem, Attention):
+        raise NotImplementedError("splash attention is for whole rows")
+    if jax.default_backend() != "tpu":
+        raise NotImplementedError("splash attention is for TPUs")
+    S, more = problem.S, -problem.S % 128
+    block = 1024 if (S + more) % 1024 == 0 else S + more
+    kind = splash_attention_mask.CausalMask if problem.causal else splash_attention_mask.FullMask
+    run = splash.make(kind((S + more, S + more)), problem.N, (block, block, min(block, 512) if more == 0 else block))
+    ids = jnp.ones((problem.B, S), jnp.int32) if problem.ids is None else jnp.asarray(problem.ids)
+    ids = jnp.pad(ids, ((0, 0), (0, more)))
+
+    def attend(q, k, v):
+        q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+        pairs = splash_attention_kernel.SegmentIds(ids, ids)
+        return jax.vmap(run)(q * problem.H**-0.5, k, v, pairs).swapaxes(1, 2)[:, :S]
+
+    return attend
+
+
+def _tokamax(problem: Problem) -> Callable:
+    import tokamax
+
+    if not isinstance(problem, Attention):
+        raise NotImplementedError("compared in attention only")
+    if not problem.causal:
+        return tokamax.dot_product_attention
+    ids = problem.ids
+    if len(problem.segments) == 1:
+        return lambda q, k, v: tokamax.dot_product_attention(q, k, v, is_causal=True)
+    mask = (ids[:, None, :, None] == ids[:, None, None, :]) & jnp.tri(problem.S, dtype=bool)
+    return lambda q, k, v: tokamax.dot_product_attention(q, k, v, mask=mask)
+
+
+PEERS: dict[str, Callable[[Problem], Callable]] = {
+    "ours": _ours,
+    "oracle": _oracle,
+    "xla": _jax_nn("xla"),
+    "cudnn": _jax_nn("cudnn"),
+    "splash": _splash,
+    "tokamax": _tokamax,
+}
