@@ -79,5 +79,5 @@ $(VENV)/dev.stamp: $(PACKAGING) | $(BIN)/python
 $(NEWEST)/dev.stamp: $(PACKAGING)
 	@echo "setting up $(NEWEST); once, a few minutes"
 	@$(NEWEST_PYTHON) -m venv $(NEWEST)
-	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[demo,dev,parquet,shards,tpu,video]'
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[demo,dev,parquet,shards,tpu,video,watch]'
 	@touch $@

@@ -7,7 +7,7 @@ in one process, and the middle of three rounds is given.
 
 - packed: useful tokens a second of rows that hold several conversations, beside one conversation a row: batches of the
   same number of positions whose rows are as long as the longest conversation that was found, and batches of the same
-  rows. At least 2 is asked.
+  rows. At least 2 is asked. On the demo's lessons, and on conversations of one to eight of them, most of them short.
 - preferences: pairs a second, packed with one set of tiles for both answers, beside each answer in a row of its own
   with its own copy of the tiles. At least 1.6 is asked.
 - outside: time of the loop's step that is not the jitted step's, which is called again and again with one batch. At
@@ -38,7 +38,7 @@ from ivl3_jax.data.loader import Loader
 from ivl3_jax.data.mixture import Mixture
 from ivl3_jax.data.packing import Budget
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import Pair
+from ivl3_jax.data.records import Pair, Sample
 from ivl3_jax.data.stream import Feed, Part
 from ivl3_jax.demo.curriculum import SAMPLES, STAGES, Lessons
 from ivl3_jax.demo.run import DemoConfig, fresh_model
@@ -74,6 +74,24 @@ class Setting:
         return Feed([part], Mixture((SAMPLES,), (1.0,), rows, 0), budget, weighting="token")
 
 
+class Conversations:
+    """One to eight lessons one behind the other, n of them with a probability that falls as 1 / n²."""
+
+    name = "conversations"
+
+    def __len__(self) -> int:
+        return SAMPLES // 8
+
+    def __getitem__(self, index: int) -> Sample:
+        lengths = 1.0 / np.arange(1, 9) ** 2
+        turns = 1 + np.random.default_rng(index).choice(8, p=lengths / lengths.sum())
+        lessons = [STAGE.sample(0, 8 * index + turn) for turn in range(turns)]
+        return Sample(
+            tuple(message for lesson in lessons for message in lesson.messages),
+            tuple(image for lesson in lessons for image in lesson.images),
+        )
+
+
 class Answers:
     """Lessons as preference pairs: the right answer beside a wrong one of the same length."""
 
@@ -106,30 +124,37 @@ def middle(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
 
 
 def packed(setting: Setting, steps: int) -> None:
-    config = TrainConfig(steps=steps, learning_rate=1e-4)
     rows, tokens = setting.config.rows, setting.config.tokens
-    encoded = [setting.processor.encode(STAGE.sample(0, number)) for number in range(2000)]
+    compare_packed(setting, steps, Lessons(STAGE, 0), rows, tokens, STAGE.tiles)
+    compare_packed(setting, steps, Conversations(), rows // 3, tokens * 3, STAGE.tiles * 3)
+
+
+def compare_packed(setting: Setting, steps: int, source, rows: int, tokens: int, row_tiles: int) -> None:
+    """Packed rows of so many tokens and tiles beside padded ones, on one source."""
+    config = TrainConfig(steps=steps, learning_rate=1e-4)
+    encoded = [setting.processor.encode(source[number]) for number in range(2000)]
     lengths, tiles = np.array([(len(one), len(one.tiles)) for one in encoded]).T
     shapes = {
-        "packed": (rows, Budget(tokens, STAGE.tiles, tokens // 8)),
+        "packed": (rows, Budget(tokens, row_tiles, tokens // 8)),
         "padded to the longest": (
             round(rows * tokens / lengths.max()),
             Budget(int(lengths.max()), int(tiles.max()), 1),
         ),
-        "padded to the row": (rows, Budget(tokens, STAGE.tiles, 1)),
+        "padded to the row": (rows, Budget(tokens, max(row_tiles, int(tiles.max())), 1)),
     }
     useful: dict[str, float] = {}
 
     def measure(name: str) -> float:
-        with closing(Loader(setting.feed(*shapes[name]))) as loader:
+        with closing(Loader(setting.feed(*shapes[name], source))) as loader:
             found = list(islice(loader, 40))
         useful[name] = float(np.mean([(batch.segment_ids > 0).sum() for batch in found]))
-        with closing(Loader(setting.feed(*shapes[name]))) as loader:
+        with closing(Loader(setting.feed(*shapes[name], source))) as loader:
             return seconds_a_step(setting, loader, config)
 
     found = middle({name: lambda name=name: measure(name) for name in shapes})
     rates = {name: useful[name] / found[name] for name in found}
-    print("\n| batches | rows x positions | tiles a row | useful | ms a step | useful tokens a second | packed |")
+    print(f"\n{source.name}:\n")
+    print("| batches | rows x positions | tiles a row | useful | ms a step | useful tokens a second | packed |")
     print("|---|---|---|---|---|---|---|")
     for name, (count, budget) in shapes.items():
         share = useful[name] / (count * budget.tokens)

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,6 +161,7 @@ def _together(read: Callable[[], Any]) -> Any:
         found = read()
     except Exception as failure:
         error = failure
+        _silence_echoes()
     missing = isinstance(error, FileNotFoundError)
     elsewhere = (
         isinstance(error, OSError | MemoryError | ImportError | NameError | jax.errors.JaxRuntimeError) and not missing
@@ -175,6 +178,19 @@ def _together(read: Callable[[], Any]) -> Any:
         lines = str(error).strip().splitlines()
         raise _Damaged(lines[0][:200] if lines else type(error).__name__)
     return found
+
+
+@cache
+def _silence_echoes() -> None:
+    """Drops what Python prints when a failed read's siblings are freed: thousands of lines that say it again."""
+    hook = sys.unraisablehook
+
+    def others(unraised: "sys.UnraisableHookArgs") -> None:
+        code = getattr(unraised.object, "cr_code", None)
+        if code is None or "orbax" not in Path(code.co_filename).parts:
+            hook(unraised)
+
+    sys.unraisablehook = others
 
 
 def barrier(name: str) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +95,10 @@ def start_together(recipe: Path, output: Path, processes: int, *options: str, de
 
 def finish(*runs: subprocess.Popen, code: int = 0) -> list[str]:
     """What processes printed, once they have ended as they should."""
-    said = []
     try:
-        for run in runs:
-            said.append(run.communicate(timeout=PATIENCE)[0])
+        # All at once: one that waits for a reader of what it prints keeps the others waiting.
+        with ThreadPoolExecutor(len(runs)) as readers:
+            said = list(readers.map(lambda run: run.communicate(timeout=PATIENCE)[0], runs))
     finally:
         for run in runs:
             run.kill()

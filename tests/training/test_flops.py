@@ -92,10 +92,13 @@ def test_every_product_is_counted(model, name):
 
 
 def test_adapters(model):
-    """The gradient of a frozen matrix is not computed; those of A and B are, which are small."""
+    """The gradient of a frozen matrix is not computed; those of A and B are.
+
+    What is counted too much is the gradient of the first layer's input, which nothing needs.
+    """
     adapted = ivl3_jax.adapted(model, {"decoder": Lora(2)})
     components = {"vision": FROZEN, "projector": FROZEN, "decoder": Component(lora=Lora(2))}
     linear = stated(adapted, components, positions=POSITIONS, tiles=TILES) - visual_attention(1)
-    assert linear == pytest.approx(counted(adapted, components), rel=0.05)
+    assert linear == pytest.approx(counted(adapted, components), rel=2e-3)
     full = stated(model, ALL, positions=POSITIONS, tiles=TILES)
     assert linear < 0.7 * full
