@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ Table = tuple[Callable[[Say], Iterator[Any]], Sequence[str], Callable[[Any], lis
 
 
 def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Table:
-    import libtpu  # noqa: F401  (its absence is told before anything is compiled)
+    import_module("libtpu")  # its absence is told before anything is compiled
 
     from ivl3_jax.lab.kernels import cases, check
 
@@ -79,8 +80,8 @@ def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Tabl
             for problem in problems:
                 yield from cases.read(problem, chip, splash=splash, search=search, say=say)
 
-    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix unit", "fullest other", "HBM", "against", "ratio", "bar"]
-    return readings, [*head, "blocks"], _reading
+    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix", "fullest other", "against", "ratio", "bar"]
+    return readings, [*head, "HBM", "blocks"], _reading
 
 
 def _reading(reading) -> list[str]:
@@ -88,9 +89,9 @@ def _reading(reading) -> list[str]:
     other = f"{reading.other} {reading.against:,.0f}" if reading.against else ""
     ratio = "" if reading.ratio is None else f"{reading.ratio:.2f}"
     bar = "" if reading.bar is None else f"{reading.bar}"
-    shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}", f"{reading.memory:.0%}"
-    numbers = f"{reading.cycles:,.0f}", f"{reading.milliseconds:.3f}"
-    return [reading.chip, reading.title, reading.part, *numbers, *shares, other, ratio, bar, reading.blocks]
+    numbers = f"{reading.cycles:,.0f}", f"{reading.milliseconds:.3f}", f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
+    rest = f"{reading.memory:.0%}", reading.blocks
+    return [reading.chip, reading.problem, reading.part, *numbers, other, ratio, bar, *rest]
 
 
 def _by_clock(problems, against: list[str]) -> Table:
@@ -104,9 +105,7 @@ def _by_clock(problems, against: list[str]) -> Table:
 
 
 def _timing(timing) -> list[str]:
-    named = [timing.title, timing.part, timing.implementation]
-    if timing.milliseconds is None:
-        return [*named, timing.why, "", "", ""]
+    named = [timing.problem, timing.part, timing.implementation]
     rates = f"{timing.milliseconds:.2f}", f"{timing.teraflops:.3g}", f"{timing.ceiling:.0%}"
     return [*named, *rates, f"{timing.error:.1e}"]
 
@@ -124,16 +123,22 @@ def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
                 results.append(result)
     finally:
         if results:
-            rows = [cells(result) for result in results]
-            drawn = Drawn(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-            for number, column in enumerate(head):
-                drawn.add_column(column, overflow="fold", justify="left" if number < 3 else "right")
+            rows = [cells(result) for result in results if result.milliseconds is not None]
+            shown = [column for column in head if column not in ("HBM", "blocks")]  # as much as a terminal is wide
+            drawn = Drawn(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+            for number, column in enumerate(shown):
+                drawn.add_column(column, justify="left" if number < 3 else "right")
             for row in rows:
-                drawn.add_row(*row)
+                drawn.add_row(*row[: len(shown)])
             console.print(drawn)
+            notes = {one.problem: one.title for one in results}
+            notes |= {one.implementation: one.why for one in results if getattr(one, "why", "")}
+            for name, note in notes.items():
+                console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
             if output is not None:
                 output.mkdir(parents=True, exist_ok=True)
                 lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
                 (output / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
                 (output / "kernels.json").write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")
-                console.print(f"written: {output / 'kernels.md'}, {output / 'kernels.json'}")
+                written = f"written: {output / 'kernels.md'}, {output / 'kernels.json'}"
+                console.print(written, highlight=False, markup=False, soft_wrap=True)

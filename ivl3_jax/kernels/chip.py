@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractDevice, PartitionSpec
 
 # As JAX names the devices; a kernel has been compiled and its schedule read for these alone.
 CHIPS = {
@@ -18,13 +18,17 @@ CHIPS = {
 
 def chip() -> str | None:
     """v5e, v5p or v6e, by the mesh that is set and without one by the default device; None for any other device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return CHIPS.get(device.device_kind)
+    return CHIPS.get(_device().device_kind)
 
 
 def on_gpu() -> bool:
-    """Whether the default device is an NVIDIA GPU, and no mesh of another kind of devices is set."""
-    return jax.sharding.get_abstract_mesh().abstract_device is None and "cuda" in jax.devices()[0].client.platform_version.lower()
+    """Whether a function is being traced for an NVIDIA GPU."""
+    return _device().platform in ("gpu", "cuda")
+
+
+def _device() -> AbstractDevice | jax.Device:
+    """That of the mesh that is set; without one the default device."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 def interpreted(function: Callable) -> Callable:

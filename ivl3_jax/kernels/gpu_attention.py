@@ -72,7 +72,10 @@ def attention(
     def otherwise(q, k, v):
         return chunked_attention.attention(q, k, v, q_segments, kv_segments, causal=causal)
 
-    return jax.lax.cond(segments.told, lambda *x: _packed(*x, q_segments, segments, causal), otherwise, q, k, v)
+    def packed(q, k, v):
+        return _packed(q, k, v, q_segments, segments, causal)
+
+    return jax.lax.cond(segments.told, packed, otherwise, q, k, v)
 
 
 def _packed(q, k, v, ids, segments: Segments, causal: bool):

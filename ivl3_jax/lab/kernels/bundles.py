@@ -5,6 +5,7 @@ of are bundles too. What it cannot know, such as a DMA that is late, is not in t
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def _vector_slots(regions: list[Region], span: Span) -> int:
     return sum(region.slots[unit] for region in inside for unit in SLOTS if unit != "SALU")
 
 
-def count_runs(program: Program, trips: dict[int, float], guards: dict[int, float]) -> None:
+def count_runs(program: Program, trips: Mapping[int, float], guards: Mapping[int, float]) -> None:
     """Fills in `runs` of every region of a kernel whose outermost loop is the pipeline over its grid.
 
     The pipeline's loop takes two turns more than the grid has steps; they do not execute the body, which is the first

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ivl3_jax.lab.kernels import decoding, loss, packed, vit
 from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
@@ -69,20 +70,18 @@ def read(
         if splash:
             theirs, words = kind.theirs(problem, chip, search, lambda text: say(f"{chip}: {problem.title}: {text}"))
             blocks = f"{blocks} / {words}" if blocks else words
-        for part, count in (("forward", 1), ("forward + backward", 2)):
+        for part, count in (("forward", 1), ("both", 2)):
             against = sum(kernel.cycles for kernel in theirs[:count]) if theirs else None
             bar = BARS.get(problem.name) if theirs and (count == 2 or not problem.causal) else None
             yield _reading(chip, problem, part, mine[:count], "splash", against, blocks, bar)
     elif isinstance(problem, Loss):
         mine, blocks = loss.ours(problem, chip)
         bare = loss.bare(problem, chip)
-        yield _reading(
-            chip, problem, "forward + backward", mine, "its 3 products", bare, blocks, BARS.get(problem.name)
-        )
+        yield _reading(chip, problem, "both", mine, "products", bare, blocks, BARS.get(problem.name))
     else:
         mine, blocks = decoding.ours(problem, chip)
         cache = problem.bytes / CHIPS[chip].gigabytes * CHIPS[chip].ghz
-        yield _reading(chip, problem, "forward", mine, "reading the cache", cache, blocks, None)
+        yield _reading(chip, problem, "forward", mine, "the cache", cache, blocks, None)
 
 
 def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks, bar) -> Reading:
@@ -99,7 +98,7 @@ def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks,
         cycles,
         cycles / CHIPS[chip].ghz / 1e6,
         mean(lambda kernel: kernel.utilisation),
-        {unit: mean(lambda kernel, unit=unit: kernel.use(unit)) for unit in UNITS},
+        {unit: mean(partial(Kernel.use, unit=unit)) for unit in UNITS},
         sum(kernel.memory or 0 for kernel in kernels) / cycles,
         other if against is not None else "",
         against,

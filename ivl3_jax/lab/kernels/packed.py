@@ -24,7 +24,7 @@ BEST: dict[str, tuple[splash.Sizes, splash.Sizes]] = {
     "v5p": ((1024, 1024, 512), (1024, 1024, 1024)),
 }
 # The guards that the compiler puts before those of our kernels: its own copies, and the step itself.
-BEFORE = {"v5e": (0, 0), "v5p": (0, 0), "v6e": (4, 3)}
+BEFORE = {"v5e": (4, 3), "v5p": (0, 0), "v6e": (4, 3)}
 OURS = ("packed_attention_forward", "packed_attention_backward")
 
 
@@ -37,8 +37,8 @@ def our_program(problem: Attention, counts: dict):
 
     def run(q, k, v, ids, d_out):
         def attend(*flat):
-            heads = (x.reshape(1, S, -1, H) for x in flat)
-            return tpu_packed_attention.attention(*heads, ids, ids, causal=True).reshape(flat[0].shape)
+            q, k, v = (x.reshape(1, S, -1, H) for x in flat)
+            return tpu_packed_attention.attention(q, k, v, ids, ids, causal=True).reshape(flat[0].shape)
 
         with mock.patch.object(packed_schedule, "pairs", pairs):
             return both_passes(attend, q, k, v, d_out)
@@ -64,8 +64,8 @@ def _executed(problem: Attention, blocks, backward: bool) -> tuple[int, list[flo
     """Of one kv head: how many pairs there are, the parts of them that reach each guard; and the bytes moved in all."""
     S, H = problem.S, problem.H
     ids = jnp.asarray(problem.ids)
-    marked = [packed_schedule.marked_ids(ids, ids.shape, 1, padded) for padded in (-1, 0)]
-    pairs = packed_schedule.pairs(*marked, 0, blocks=blocks, causal=True)
+    of_queries, of_keys = (packed_schedule.marked_ids(ids, ids.shape, 1, padded) for padded in (-1, 0))
+    pairs = packed_schedule.pairs(of_queries, of_keys, 0, blocks=blocks, causal=True)
     count = int(pairs.count)
     flags = np.asarray(pairs.keys)[:count]
     full = flags & packed_schedule.FULL != 0
@@ -75,9 +75,9 @@ def _executed(problem: Attention, blocks, backward: bool) -> tuple[int, list[flo
     reached += [full, *(~full & (flags & packed_schedule.FIRST_PIECE << bit != 0) for bit in range(pieces))]
     reached += [flags & packed_schedule.LAST_OF_QUERIES != 0]
     reached += [flags & packed_schedule.LAST_OF_KEYS != 0] if backward else []
-    of_queries, of_keys = S * problem.N // problem.K * H * 2, blocks.kv * H * 2
+    queries, keys = S * problem.N // problem.K * H * 2, blocks.kv * H * 2
     # q and the result, and backward also d_out and d_q, once; k and v for each pair, their gradients once.
-    moved = (4 if backward else 2) * of_queries + 2 * of_keys * count + (2 * S * H * 2 if backward else 0)
+    moved = (4 if backward else 2) * queries + 2 * keys * count + (2 * S * H * 2 if backward else 0)
     return count, [float(part.mean()) for part in reached], float(problem.K * moved)
 
 

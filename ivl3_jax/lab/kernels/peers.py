@@ -1,6 +1,7 @@
 """Who can do what this project's kernels do: its own seams, the oracle, and what JAX and tokamax have."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +22,22 @@ def _ours(problem: Problem) -> Callable:
     """What the seams choose for the platform and the shapes."""
     if isinstance(problem, Attention):
         ids = None if problem.ids is None else jnp.asarray(problem.ids)
-        return lambda q, k, v: attention(
-            q, k, v, causal=problem.causal, layout=WHOLE, kv_layout=WHOLE, segment_ids=ids
-        )
+        return lambda q, k, v: attention(q, k, v, causal=problem.causal, layout=WHOLE, kv_layout=WHOLE, segment_ids=ids)
     if isinstance(problem, Loss):
         labels, weights = (x[None] for x in problem.targets())
         row = PartitionSpec(None, None)
-        return lambda x, w: cross_entropy(
-            x[None], w, labels, weights, vocab=problem.V, layout=row, vocab_axes=None
-        )[0]
+        return lambda x, w: cross_entropy(x[None], w, labels, weights, vocab=problem.V, layout=row, vocab_axes=None)[0]
     lengths = jnp.full((problem.B,), problem.S, jnp.int32)
-    return lambda q, k, v: decode_attention(q, new_cache(k, v, problem.S), lengths)
+    return lambda q, cache: decode_attention(q, cache, lengths)
+
+
+def operands(problem: Problem, name: str, dtype) -> tuple[Any, ...]:
+    """What an implementation is called with: keys and values of the seams already lie in their cache."""
+    found = problem.operands(dtype)
+    if name == "ours" and isinstance(problem, Decoding):
+        q, k, v = found
+        return q, new_cache(k, v, problem.S)
+    return found
 
 
 def _oracle(problem: Problem) -> Callable:
@@ -101,7 +107,7 @@ def _tokamax(problem: Problem) -> Callable:
         raise NotImplementedError("compared in attention only")
     if not problem.causal:
         return tokamax.dot_product_attention
-    ids = problem.ids
+    ids = jnp.asarray(problem.ids)
     if len(problem.segments) == 1:
         return lambda q, k, v: tokamax.dot_product_attention(q, k, v, is_causal=True)
     mask = (ids[:, None, :, None] == ids[:, None, None, :]) & jnp.tri(problem.S, dtype=bool)

@@ -54,7 +54,7 @@ class Attention:
 
     def on_a_cpu(self) -> "Attention":
         """What a CPU does in about a second."""
-        return self._with_positions(4096) if self.causal else replace(self, B=2)
+        return self._with_positions(4096) if self.causal else replace(self, B=min(self.B, 2))
 
     def for_errors(self) -> "Attention":
         """What the oracle, which holds all scores, does anywhere: one row and two kv heads."""
@@ -112,7 +112,7 @@ class Decoding:
 
     @property
     def title(self) -> str:
-        return f"decoding {self.B} rows of {self.S:,}, {self.N}/{self.K} heads of {self.H}"
+        return f"{self.B} rows of {self.S:,} positions in the cache, {self.N}/{self.K} heads of {self.H}"
 
     @property
     def bytes(self) -> float:

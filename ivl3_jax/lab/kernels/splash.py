@@ -41,5 +41,8 @@ def search(
             tried.append((blocks, read(blocks)))
         except ValueError:  # it does not compile: too much VMEM
             continue
-    forward, backward = (min(tried, key=lambda t, i=i: t[1][i].cycles) for i in (0, 1))
-    return forward, backward
+
+    def best(which: int) -> tuple[Sizes, list[Kernel]]:
+        return min(tried, key=lambda found: found[1][which].cycles)
+
+    return best(0), best(1)

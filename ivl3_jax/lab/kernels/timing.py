@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from ivl3_jax.lab.kernels import peers
 from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
@@ -53,15 +54,17 @@ def measure(
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
     problem = problem.on_a_cpu() if on_cpu else problem
     most = _ceiling(dtype)
-    for part, backward in (("forward", False), ("forward + backward", True)):
+    mesh = jax.make_mesh((1,), ("device",), (AxisType.Auto,), devices=jax.devices()[:1])
+    for part, backward in (("forward", False), ("both", True)):
         if backward and isinstance(problem, Decoding):
             return
         for name in ("ours", *against):
             say(f"{problem.title}, {part}: {name}")
             named = problem.name, problem.title, part, name
             try:
-                took = _seconds(*_program(problem, name, dtype, backward))
-                error = _error(problem.for_errors(), name, dtype, backward)
+                with jax.set_mesh(mesh):
+                    took = _seconds(*_program(problem, name, dtype, backward))
+                    error = _error(problem.for_errors(), name, dtype, backward)
             except (ValueError, NotImplementedError, RuntimeError, ImportError) as refusal:
                 if name == "ours":
                     raise
@@ -71,9 +74,9 @@ def measure(
             yield Timing(*named, took * 1e3, rate / 1e12, rate / most, error)
 
 
-def _program(problem, name: str, dtype, backward: bool) -> tuple[Callable, tuple[jax.Array, ...]]:
+def _program(problem, name: str, dtype, backward: bool) -> tuple[Callable, tuple[Any, ...]]:
     """A compiled pass of an implementation, and what to call it with."""
-    run, operands = peers.PEERS[name](problem), problem.operands(dtype)
+    run, operands = peers.PEERS[name](problem), peers.operands(problem, name, dtype)
     if not backward:
         return jax.jit(run), operands
 
@@ -88,9 +91,9 @@ def _program(problem, name: str, dtype, backward: bool) -> tuple[Callable, tuple
 
 def _error(problem, name: str, dtype, backward: bool) -> float:
     run, operands = _program(problem, name, dtype, backward)
-    reference, _ = _program(problem, "oracle", dtype, backward)
+    reference, same = _program(problem, "oracle", dtype, backward)
     with jax.default_matmul_precision("highest"):
-        exact = jax.tree.leaves(reference(*(x.astype(jnp.float32) for x in operands)))
+        exact = jax.tree.leaves(reference(*(x.astype(jnp.float32) for x in same)))
     found = jax.tree.leaves(run(*operands))
     return max(_distance(one, other) for one, other in zip(found, exact, strict=True))
 
@@ -107,7 +110,7 @@ def _ceiling(dtype) -> float:
     return 2 * n**3 / _seconds(jax.jit(lambda x, y: x @ y), (x, x))
 
 
-def _seconds(run: Callable[..., Any], operands: tuple[jax.Array, ...]) -> float:
+def _seconds(run: Callable[..., Any], operands: tuple[Any, ...]) -> float:
     """Of a call: the median of some rounds of as many calls as fill a fifth of a second."""
 
     def of(calls: int) -> float:
