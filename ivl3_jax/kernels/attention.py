@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import chunked_attention, gpu_attention, oracle, tpu_packed_attention, tpu_vit_attention
-from ivl3_jax.kernels.chip import chip, interpreted, on_gpu
+from ivl3_jax.kernels.chip import interpreted
+from ivl3_jax.kernels.family import family, interpreting
 from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -20,15 +21,17 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def chosen(q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool) -> str:
-    """The implementation for one device's operands on the platform that the program is compiled for."""
-    if on_gpu() and segments is None and gpu_attention.unsupported(q, k, None, causal) is None:
-        return "cudnn"
-    if chip() is None:
-        return "chunked"
-    if tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
-        return "tpu_vit"
-    if causal and tpu_packed_attention.unsupported(q, k, segments, segments) is None:
-        return "tpu_packed"
+    """The implementation for one device's operands, of the family that is preferred or the platform's."""
+    match family():
+        case "oracle":
+            return "oracle"
+        case "tpu" if tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
+            return "tpu_vit"
+        case "tpu" if causal and tpu_packed_attention.unsupported(q, k, segments, segments) is None:
+            return "tpu_packed"
+        # Packed rows by cuDNN wait for a GPU on which they have been tried.
+        case "cudnn" if segments is None and gpu_attention.unsupported(q, k, None, causal) is None:
+            return "cudnn"
     return "chunked"
 
 
@@ -68,8 +71,7 @@ def attention(
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
         kv_layout = PartitionSpec(kv_layout[0], None, heads, None)
     rows = PartitionSpec(layout[0], layout[1])
-    # A TPU's kernel that was named where there is none.
-    elsewhere = implementation is not None and implementation.startswith("tpu") and chip() is None
+    elsewhere = interpreting(implementation)
 
     def local(q, k, v, segments):
         offset = 0 if sequence is None else jax.lax.axis_index(sequence) * q.shape[1]
@@ -79,7 +81,7 @@ def attention(
             if sequence is not None:
                 everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
         name = implementation or chosen(q, k, segments, causal)
-        options = {"interpret": True} if elsewhere else {}
+        options = {"interpret": True} if elsewhere and name.startswith("tpu") else {}
         return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset, **options)
 
     segments_in = () if segment_ids is None else (segment_ids,)

@@ -6,7 +6,8 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import chunked_cross_entropy, oracle, tpu_cross_entropy
-from ivl3_jax.kernels.chip import chip, interpreted
+from ivl3_jax.kernels.chip import interpreted
+from ivl3_jax.kernels.family import family, interpreting
 from ivl3_jax.sharding.local import in_use, on_shards
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -17,8 +18,13 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def preferred(x: jax.Array, w: jax.Array) -> str:
-    """The name of the implementation for the platform, and x [..., D] and w [D, V]."""
-    return "tpu" if chip() and tpu_cross_entropy.supports(x, w) else "chunked"
+    """The name of the implementation for x [..., D] and w [D, V], of the family that is preferred or the platform's."""
+    match family():
+        case "oracle":
+            return "oracle"
+        case "tpu" if tpu_cross_entropy.supports(x, w):
+            return "tpu"
+    return "chunked"
 
 
 def cross_entropy(
@@ -58,7 +64,7 @@ def cross_entropy(
         flat = x.reshape(-1, x.shape[-1]), w, labels.reshape(-1), weights.reshape(-1)
         return IMPLEMENTATIONS[name](*flat, vocab=vocab, **options).reshape(labels.shape)
 
-    if name == "tpu" and chip() is None:
+    if name == "tpu" and interpreting(name):
         options["interpret"] = True
         local = interpreted(local)
     x_layout, w_layout = PartitionSpec(*layout, None), PartitionSpec(None, vocab_axes)

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels.chip import chip, interpreted
+from ivl3_jax.kernels.family import family
 from ivl3_jax.kernels.tpu_decoding_attention import PAGE, paged_attention, supports
 from ivl3_jax.sharding.local import on_shards
 
@@ -46,7 +47,7 @@ IMPLEMENTATIONS = {"plain": PlainCache, "tpu": PagedCache}
 def preferred(k: jax.Array, capacity: int) -> str:
     """The name of the implementation for the platform, and k [B, S, K, H] in a cache of so many positions."""
     fits = supports(k.shape[2], k.shape[3], k.dtype) and capacity % PAGE == 0
-    return "tpu" if chip() and fits else "plain"
+    return "tpu" if family() == "tpu" and fits else "plain"
 
 
 def new_cache(k: jax.Array, v: jax.Array, capacity: int, implementation: str | None = None) -> Cache:

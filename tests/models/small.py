@@ -71,20 +71,22 @@ def checkpoint() -> Path:
     return directory
 
 
-def random_batch(rows: int, segments: list[tuple[int, int]], *, length: int, tiles: int, seed: int = 0) -> Batch:
+def random_batch(
+    rows: int, segments: list[tuple[int, int]], *, length: int, tiles: int, seed: int = 0, config=CONFIG
+) -> Batch:
     """Rows of segments given as (positions, tiles), all rows alike in shape and random in content.
 
     The visual tokens of a segment stand from its third position on; about half of the other positions are trained.
     """
     rng = np.random.default_rng(seed)
-    batch = empty_batch(rows, length, tiles, len(segments), CONFIG.vision.image_size)
+    batch = empty_batch(rows, length, tiles, len(segments), config.vision.image_size)
     batch.tiles[...] = rng.integers(0, 256, batch.tiles.shape)
     start = first = 0
     for number, (positions, count) in enumerate(segments, 1):
         here = np.s_[:, start : start + positions]
-        visual = count * CONFIG.tile_tokens
+        visual = count * config.tile_tokens
         batch.tokens[here] = rng.integers(0, 300, (rows, positions))
-        batch.tokens[:, start + 2 : start + 2 + visual] = CONFIG.image_token_id
+        batch.tokens[:, start + 2 : start + 2 + visual] = config.image_token_id
         batch.visual_index[:, start + 2 : start + 2 + visual] = first + np.arange(visual)
         batch.segment_ids[here], batch.positions[here] = number, np.arange(positions)
         batch.labels[here] = np.where(rng.random((rows, positions)) < 0.5, rng.integers(0, 300, positions), IGNORE)
