@@ -1,54 +1,62 @@
 """`ivl3 bench kernels`: this project's kernels by the clock, or on TPUs by the compiler's schedule, beside others."""
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ivl3_jax.cli import UsageError
-from ivl3_jax.cli.arguments import parse
 
 HELP = """Kernels by the clock on the device at hand, or on TPUs by the compiler's schedule, beside others.
 ivl3 bench kernels --only vit-6b,packed --chips v5p --against splash
 """
+PROBLEMS = ("vit-6b", "vit-300m", "packed", "causal", "loss-1b", "loss-2b", "loss-8b", "decoding")
 PEERS = ("splash", "tokamax", "cudnn", "xla", "oracle")
 CHIPS = ("v5e", "v5p", "v6e")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is measured.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see ivl3 bench kernels --help")
 
-    Attributes:
-        only: problems by name, such as vit-6b,packed; all if empty.
-        against: splash, tokamax, cudnn, xla (JAX's plain attention, and logits in full) or oracle, several with commas.
-        chips: v5e, v5p or v6e, several with commas: read the schedule that the TPU compiler makes for them, which
-            needs libtpu and no TPU, in place of timing the device at hand.
-        search: with chips, try all block sizes of splash attention again, in place of those found before.
-        output: directory in which kernels.md and kernels.json are written.
-    """
 
-    only: str = ""
-    against: str = ""
-    chips: str = ""
-    search: bool = False
-    output: Path | None = None
+def _parse(argv: list[str]) -> argparse.Namespace:
+    summary, example = HELP.strip().splitlines()
+    parser = _Parser(prog="ivl3 bench kernels", description=summary, epilog=f"example: {example}", allow_abbrev=False)
+    add = parser.add_argument
+    add("--only", default="", metavar="NAMES", help=f"some of {', '.join(PROBLEMS)}, with commas; all if not given")
+    add("--against", default="", metavar="NAMES", help=f"{', '.join(PEERS)}: xla is JAX's attention and full logits")
+    add(
+        "--chips",
+        default="",
+        metavar="NAMES",
+        help=f"{', '.join(CHIPS)}: read the schedule that the TPU compiler makes for them (extra tpu; no TPU takes "
+        "part) in place of timing the device at hand; against splash only",
+    )
+    add(
+        "--search",
+        action="store_true",
+        help="with --chips: try all blocks of splash attention, not those that were best",
+    )
+    add("--output", type=Path, metavar="DIR", help="write kernels.md and kernels.json there")
+    return parser.parse_args(argv)
 
 
 def run(argv: list[str]) -> int:
     """Prints a table row by row as it is measured."""
-    summary, example = HELP.strip().splitlines()
-    options = parse(Options, argv, prog="ivl3 bench kernels", description=summary, example=example)
+    options = _parse(argv)
     chips, against = _names("chips", options.chips, CHIPS), _names("against", options.against, PEERS)
     if chips and set(against) - {"splash"}:
         raise UsageError(f"--against={options.against}: by the schedule only splash attention can be read")
     if options.search and not (chips and against):
         raise UsageError("--search has a meaning only with --chips and --against=splash")
-    from ivl3_jax.lab.kernels.problems import PROBLEMS
+    names = _names("only", options.only, PROBLEMS)
+    from ivl3_jax.lab.kernels import problems as known
 
-    problems = [PROBLEMS[name] for name in _names("only", options.only, tuple(PROBLEMS)) or PROBLEMS]
+    problems = [known.PROBLEMS[name] for name in names or PROBLEMS]
     found, head, cells = (
         _by_schedule(problems, chips, bool(against), options.search) if chips else _by_clock(problems, against)
     )

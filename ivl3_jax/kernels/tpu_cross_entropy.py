@@ -106,7 +106,7 @@ def _widest(name: str, dtype: jnp.dtype) -> int:
     return D
 
 
-# The largest first; the first that fits is taken. By the schedules of `benchmarks/kernels.py`.
+# The largest first; the first that fits is taken. By the schedules of `ivl3 bench kernels`.
 BLOCKS = {
     "v5e": [Blocks(512, 1024, 512, 1024), Blocks(256, 512, 256, 512), Blocks(128, 256, 128, 256)],
     "v5p": [Blocks(512, 1024, 512, 1024), Blocks(256, 512, 256, 512), Blocks(128, 256, 128, 256)],

@@ -21,7 +21,7 @@ class VitBlocks(NamedTuple):
     sum_by_product: bool
 
 
-# Measured by benchmarks/kernels.py.
+# Measured by `ivl3 bench kernels`.
 _VIT_BLOCKS = {
     ("v5", 64): VitBlocks(512, 256, 0, False),
     ("v5", 128): VitBlocks(512, 256, 0, False),

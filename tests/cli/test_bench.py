@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from ivl3_jax.cli import bench_kernels
 from ivl3_jax.cli.main import main
-from ivl3_jax.lab.kernels import problems, timing
+from ivl3_jax.lab.kernels import peers, problems, schedule, timing
 
 
 def test_help(capsys):
@@ -30,6 +31,12 @@ def test_help(capsys):
 def test_mistakes(options, told, capsys):
     assert main(["bench", "kernels", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_names_are_those_of_the_lab():
+    assert tuple(problems.PROBLEMS) == bench_kernels.PROBLEMS
+    assert set(peers.PEERS) == {"ours", *bench_kernels.PEERS}
+    assert tuple(schedule.CHIPS) == bench_kernels.CHIPS
 
 
 def test_a_table(monkeypatch, capsys, tmp_path):
