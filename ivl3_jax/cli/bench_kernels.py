@@ -39,7 +39,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--search",
         action="store_true",
-        help="with --chips: try all blocks of splash attention, not those that were best",
+        help="with --chips: try all blocks of splash attention again",
     )
     add("--output", type=Path, metavar="DIR", help="write kernels.md and kernels.json there")
     return parser.parse_args(argv)
