@@ -24,12 +24,12 @@ def test_known_work_is_counted(libtpu, chip):
 @pytest.mark.parametrize(
     "problem",
     [
-        Attention("vit", 2, 1025, 2, 2, 64),
+        pytest.param(Attention("vit", 2, 1025, 2, 2, 64), marks=pytest.mark.long),
         Attention("packed", 1, 2048, 4, 1, 128, (1000, 48, 500)),
-        Loss("loss", 2048, 896, 20000),
+        pytest.param(Loss("loss", 2048, 896, 20000), marks=pytest.mark.long),
         Decoding("decoding", 4, 4096, 4, 1, 128),
     ],
-    ids=lambda problem: problem.name,
+    ids=["vit", "packed", "loss", "decoding"],
 )
 def test_readings(libtpu, problem):
     for reading in read(problem, "v6e", splash=False):

@@ -32,7 +32,7 @@ def test_vit_attention(device, heads, head_dim, dtype):
     x = jax.ShapeDtypeStruct((13, 1025, heads, head_dim), dtype, sharding=device)
     layout = PartitionSpec(None, None, None, None)
     assert chosen(x, x, None, False) == "tpu_vit"
-    assert chosen(x, x, None, True) == "chunked"
+    assert chosen(x, x, None, True) == "tpu_packed"
 
     def loss(q, k, v):
         return attention(q, k, v, causal=False, layout=layout, kv_layout=layout).astype(jnp.float32).sum()

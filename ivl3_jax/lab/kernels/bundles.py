@@ -126,31 +126,48 @@ def _vector_slots(regions: list[Region], span: Span) -> int:
     return sum(region.slots[unit] for region in inside for unit in SLOTS if unit != "SALU")
 
 
-def count_runs(program: Program, trips: Mapping[int, float], guards: Mapping[int, float]) -> None:
-    """Fills in `runs` of every region of a kernel whose outermost loop is the pipeline over its grid.
+def own_guards(program: Program) -> list[Span]:
+    """What a kernel itself may jump over, in program order.
 
-    The pipeline's loop takes two turns more than the grid has steps; they do not execute the body, which is the first
-    guard within it if that guard holds most of it.
-
-    Args:
-        trips: of the inner loops, by their place in program order, instead of the constants that the compiler
-            compares with. guards: the same for what may be jumped over: the part of the times that it is reached.
-
-    Raises:
-        ValueError: the trips of a loop are neither constant nor given, or there is no such loop or guard.
+    Not the body of the pipeline over its grid, the first guard in that loop if it holds most of it: its loop takes two
+    turns more than the grid has steps, which do not execute the body.
     """
-    outer = [
-        s
-        for s in program.loops
-        if not any(o is not s and o.first <= s.first and s.last <= o.last for o in program.loops)
-    ]
-    inner = [s for s in program.loops if s not in outer]
     own = list(program.guards)
-    for loop in outer:
+    for loop in _outermost(program.loops):
         body = next((g for g in own if loop.first <= g.first <= loop.last), None)
         if body is not None and 2 * (body.last - body.first) > loop.last - loop.first and loop.runs > 2:
             body.runs = (loop.runs - 2) / loop.runs
             own.remove(body)
+    return own
+
+
+def first_with_products(program: Program) -> int:
+    """The place among `own_guards` of the first that makes products and holds no other guard."""
+    own = own_guards(program)
+    for place, guard in enumerate(own):
+        holds = any(o is not guard and guard.first <= o.first and o.last <= guard.last for o in own)
+        if not holds and any(region.rows for region in program.regions if guard.first <= region.first <= guard.last):
+            return place
+    raise ValueError("no guarded part of the kernel makes products")
+
+
+def _outermost(loops: list[Span]) -> list[Span]:
+    return [s for s in loops if not any(o is not s and o.first <= s.first and s.last <= o.last for o in loops)]
+
+
+def count_runs(program: Program, trips: Mapping[int, float], guards: Mapping[int, float]) -> None:
+    """Fills in `runs` of every region of a kernel whose outermost loop is the pipeline over its grid.
+
+    Args:
+        trips: of the inner loops, by their place in program order, instead of the constants that the compiler
+            compares with. guards: the same for `own_guards`: the part of the times that each is reached.
+
+    Raises:
+        ValueError: the trips of a loop are neither constant nor given, or there is no such loop or guard.
+    """
+    outer = _outermost(program.loops)
+    inner = [s for s in program.loops if s not in outer]
+    own = own_guards(program)
     for kind, spans, given in (("inner loop", inner, trips), ("guard", own, guards)):
         for place, runs in given.items():
             if place >= len(spans):

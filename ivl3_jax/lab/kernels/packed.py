@@ -7,6 +7,7 @@ built, makes empty, and masks the scores of other segments.
 """
 
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from ivl3_jax.kernels import packed_blocks, packed_schedule, tpu_packed_attention
 from ivl3_jax.lab.kernels import splash
+from ivl3_jax.lab.kernels.bundles import Program, first_with_products
 from ivl3_jax.lab.kernels.problems import Attention
 from ivl3_jax.lab.kernels.schedule import Kernel, cycles_of
 from ivl3_jax.lab.kernels.vit import both_passes
@@ -23,8 +25,6 @@ from ivl3_jax.lab.kernels.vit import both_passes
 BEST: dict[str, tuple[splash.Sizes, splash.Sizes]] = {
     "v5p": ((1024, 1024, 512), (1024, 1024, 1024)),
 }
-# The guards that the compiler puts before those of our kernels: its own copies, and the step itself.
-BEFORE = {"v5e": (4, 3), "v5p": (0, 0), "v6e": (4, 3)}
 OURS = ("packed_attention_forward", "packed_attention_backward")
 
 
@@ -49,15 +49,23 @@ def our_program(problem: Attention, counts: dict):
 
 def ours(problem: Attention, chip: str) -> tuple[list[Kernel], str]:
     """The forward and the backward kernel on the problem's row."""
-    # The table's entries as they are: no shape here needs smaller ones.
+    # The table's entries as they are: the shapes here, rows of whole blocks, need no smaller ones.
     both = packed_blocks.TABLE["v6" if chip == "v6e" else "v5"]
     counts, guards, traffic = {}, {}, {}
-    for name, blocks, before in zip(OURS, both, BEFORE[chip], strict=True):
+    for name, blocks in zip(OURS, both, strict=True):
         counts[blocks], parts, traffic[name] = _executed(problem, blocks, backward=name == OURS[1])
-        guards[name] = dict(enumerate(parts, before))
+        guards[name] = partial(_placed, parts, 2 if name == OURS[1] else 1)
     kernels = cycles_of(our_program, problem, counts, chip=chip, guards=guards, traffic=traffic)
     words = "; ".join(f"{', '.join(map(str, blocks))}: {counts[blocks]} pairs" for blocks in both)
     return sorted(kernels, key=lambda kernel: OURS.index(kernel.name)), words
+
+
+def _placed(parts: list[float], full: int, program: Program) -> dict[int, float]:
+    """Parts by the places of their guards: the compiler puts guards of its own before those of the kernel.
+
+    `full`: the place among the parts of pairs without a mask, the first that make products.
+    """
+    return dict(enumerate(parts, first_with_products(program) - full))
 
 
 def _executed(problem: Attention, blocks, backward: bool) -> tuple[int, list[float], float]:

@@ -117,7 +117,7 @@ def cycles_of(
     *arguments: Any,
     chip: str,
     trips: Mapping[str, Mapping[int, float]] | None = None,
-    guards: Mapping[str, Mapping[int, float]] | None = None,
+    guards: Mapping[str, Mapping[int, float] | Callable[[Program], Mapping[int, float]]] | None = None,
     traffic: Mapping[str, float] | None = None,
 ) -> list[Kernel]:
     """The schedule of every Pallas kernel in a program.
@@ -125,7 +125,8 @@ def cycles_of(
     Args:
         make: a module's function that gives, called with `arguments`, a function of arrays and its abstract operands.
         chip: a name in `CHIPS`.
-        trips, guards: by kernel: see `bundles.count_runs`. A guard not given counts as always executed.
+        trips, guards: by kernel: see `bundles.count_runs`. A guard not given counts as always executed; those of a
+            kernel may be found from its program.
         traffic: by kernel: bytes moved between HBM and VMEM, for those that index their blocks by prefetched scalars.
 
     Raises:
@@ -156,7 +157,8 @@ def cycles_of(
             name = max((known for known in moved if known in op), key=len, default=re.sub(r"\.\d+$", "", op))
             dump = _dump(Path(folder), op)
             program = read_program(*dump, CHIPS[chip].row_cycles)
-            count_runs(program, (trips or {}).get(name, {}), (guards or {}).get(name, {}))
+            guarded = (guards or {}).get(name, {})
+            count_runs(program, (trips or {}).get(name, {}), guarded(program) if callable(guarded) else guarded)
             compute = sum(region.cycles * region.runs for region in program.regions)
             bytes_ = (traffic or {}).get(name, moved.get(name))
             memory = None if bytes_ is None else bytes_ / CHIPS[chip].gigabytes * CHIPS[chip].ghz
