@@ -23,7 +23,9 @@ from ivl3_jax.lab.kernels.vit import both_passes
 
 # What a search over 512, 1,024 and 2,048 found best, forward and backward.
 BEST: dict[str, tuple[splash.Sizes, splash.Sizes]] = {
-    "v5p": ((1024, 1024, 512), (1024, 1024, 1024)),
+    "v5e": ((1024, 2048, 512), (1024, 1024, 1024)),
+    "v5p": ((1024, 2048, 512), (1024, 1024, 1024)),
+    "v6e": ((1024, 2048, 512), (2048, 2048, 1024)),
 }
 OURS = ("packed_attention_forward", "packed_attention_backward")
 
