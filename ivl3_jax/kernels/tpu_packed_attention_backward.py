@@ -97,7 +97,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
     def begin_queries():
-        q_t[...] = (q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)).astype(q.dtype).T
+        q_t[...] = q[...].T
         d_out_t[...] = d_out[...].T
         d_q_t[...] = jnp.zeros_like(d_q_t)
         both = (out[...].astype(jnp.float32) * d_out[...].astype(jnp.float32)).T
@@ -128,7 +128,7 @@ def _kernel(tiles, causal, queries, keys, closing, q_offset, *refs):
                 following = scores_of(n + 1)
             if most is not None:
                 scores = jnp.minimum(scores, most)
-            weights = jnp.exp2(scores - lse[here])
+            weights = jnp.exp2(scores * (LOG2_E * tiles.head**-0.5) - lse[here])
             d_scores = (weights * (d_weights - inner[here])).astype(q.dtype)
             sum_v[rows, theirs] += product(weights.astype(v.dtype), d_out[these, mine])
             sum_k[rows, theirs] += product(d_scores, q[these, mine])

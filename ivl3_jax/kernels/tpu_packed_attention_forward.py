@@ -74,8 +74,7 @@ def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, _
 
     @pl.when(flags & schedule.FIRST_OF_QUERIES != 0)
     def begin_queries():
-        scaled = q[...].astype(jnp.float32) * (LOG2_E * tiles.head**-0.5)
-        q_t[...] = scaled.astype(q.dtype).T
+        q_t[...] = q[...].T
         out_t[...] = jnp.zeros_like(out_t)
         top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
@@ -92,7 +91,7 @@ def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, _
         for n in range(tiles.heads):
             mine, theirs = tiles.of_head(n)
             here = slice(n, n + 1), these
-            scores = following
+            scores = following * (LOG2_E * tiles.head**-0.5)  # not q, which would be rounded again
             if n + 1 < tiles.heads:
                 following = scores_of(n + 1)
             if most is not None:

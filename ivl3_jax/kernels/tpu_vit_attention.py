@@ -123,11 +123,11 @@ def _kernel(H, block, ahead, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_r
         q = q_ref[start : start + block]
         if start + block == P:  # the extra query rides along; 16 rows are what a register holds of bfloat16
             q = jnp.concatenate([q, jnp.broadcast_to(q_ref[P:], (16, LANES))])
-        # Scores come out in units of log2, for exp2.
-        q = q.astype(jnp.float32) * (H**-0.5 * math.log2(math.e))
-        q = q if len(heads) == 1 else jnp.where(mine, q, 0)
-        scores = product(q.astype(k.dtype), k, (((1,), (1,)), ((), ())))
-        return scores, jnp.sum(q * extra_k, axis=1, keepdims=True)
+        q = q if len(heads) == 1 else jnp.where(mine, q, jnp.zeros((), q.dtype))
+        scores = product(q, k, (((1,), (1,)), ((), ())))
+        extra = jnp.sum(q.astype(jnp.float32) * extra_k, axis=1, keepdims=True)
+        # In units of log2, for exp2; q itself would be rounded again.
+        return tuple(x * (H**-0.5 * math.log2(math.e)) for x in (scores, extra))
 
     tasks = [(start, mine) for start in range(0, P, block) for mine in heads]
     made, taken = [], 0

@@ -80,13 +80,13 @@ def _kernel(H, block, q_ref, k_ref, v_ref, out_ref, d_out_ref, lse_ref, d_q_ref,
     for start in range(0, P, block):
         rows = pl.ds(start, block)
         q, d_out = q_ref[rows], d_out_ref[rows]
-        log2_q = (q.astype(jnp.float32) * (scale * math.log2(math.e))).astype(dtype)
         inner = (d_out.astype(jnp.float32) * out_ref[rows].astype(jnp.float32)).T
         q_columns, d_out_columns = columns(q), columns(d_out)
         d_q = []
         for head, mine in enumerate(heads):
             part = slice(head * H, head * H + H)
-            scores = product(k, only(mine, log2_q), (((1,), (1,)), ((), ())))
+            # The scores are scaled, not q, which would be rounded again.
+            scores = product(k, only(mine, q), (((1,), (1,)), ((), ()))) * (scale * math.log2(math.e))
             p = jnp.exp2(scores - lse_ref[head : head + 1, rows])
             d_p = product(v, only(mine, d_out), (((1,), (1,)), ((), ())))
             # The sum of p * d_p over the keys is that of out * d_out (FlashAttention, appendix B.4).
