@@ -14,7 +14,7 @@ HELP = """Kernels by the clock on the device at hand, or on TPUs by the compiler
 ivl3 bench kernels --only vit-6b,packed --chips v5p --against splash
 """
 PROBLEMS = ("vit-6b", "vit-300m", "packed", "causal", "loss-1b", "loss-2b", "loss-8b", "decoding")
-PEERS = ("splash", "tokamax", "cudnn", "xla", "oracle")
+PEERS = ("splash", "tokamax", "cudnn", "cudnn-packed", "xla", "oracle")
 CHIPS = ("v5e", "v5p", "v6e")
 
 
@@ -28,7 +28,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="ivl3 bench kernels", description=summary, epilog=f"example: {example}", allow_abbrev=False)
     add = parser.add_argument
     add("--only", default="", metavar="NAMES", help=f"some of {', '.join(PROBLEMS)}, with commas; all if not given")
-    add("--against", default="", metavar="NAMES", help=f"{', '.join(PEERS)}: xla is JAX's attention and full logits")
+    add(
+        "--against",
+        default="",
+        metavar="NAMES",
+        help=f"{', '.join(PEERS)}: xla and cudnn are JAX's own attention, "
+        "with a mask of all pairs where rows are packed, and logits in full; cudnn-packed is the seam's by that name",
+    )
     add(
         "--chips",
         default="",
@@ -88,17 +94,17 @@ def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Tabl
             for problem in problems:
                 yield from cases.read(problem, chip, splash=splash, search=search, say=say)
 
-    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix", "fullest other", "against", "ratio", "bar"]
-    return readings, [*head, "HBM", "blocks"], _reading
+    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix", "then", "against", "ratio", "bar"]
+    return readings, [*head, "HBM", "around", "blocks"], _reading
 
 
 def _reading(reading) -> list[str]:
     unit, part = max(reading.units.items(), key=lambda item: item[1])
-    other = f"{reading.other} {reading.against:,.0f}" if reading.against else ""
+    other = f"{reading.against:,.0f}" if reading.against else ""
     ratio = "" if reading.ratio is None else f"{reading.ratio:.2f}"
     bar = "" if reading.bar is None else f"{reading.bar}"
     numbers = f"{reading.cycles:,.0f}", f"{reading.milliseconds:.3f}", f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
-    rest = f"{reading.memory:.0%}", reading.blocks
+    rest = f"{reading.memory:.0%}", f"{reading.around:,.0f}", reading.blocks
     return [reading.chip, reading.problem, reading.part, *numbers, other, ratio, bar, *rest]
 
 
@@ -118,11 +124,30 @@ def _timing(timing) -> list[str]:
     return [*named, *rates, f"{timing.error:.1e}"]
 
 
+METHOD = """
+Cycles are the compiler's schedule of the kernels alone: bundles of each region times its runs, or what its matrix units
+or the memory traffic need where that is more; a lower bound. matrix: the part of what the matrix units can do, products
+with padding included. then: the unit that is fullest beside them. ratio: cycles over those in "against".
+"""
+CLOCK = """
+Medians of five rounds. TFLOP/s are of what has to be computed; beside them the part of a large matrix product's rate.
+error: from the oracle in float32, root mean square, the worst of result and gradients, on a smaller problem.
+"""
+
+
+def _against(results: list[Any]) -> str:
+    """What the readings are compared with."""
+    found = dict.fromkeys(one.other for one in results if getattr(one, "other", ""))
+    return ", ".join(found)
+
+
 def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
     """Measures under a status line; prints and writes what is there so far when it is interrupted."""
     from rich.console import Console
     from rich.table import Table as Drawn
 
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # before anything is measured, in case it cannot be
     results: list[Any] = []
     console, progress = Console(), Console(stderr=True)
     try:
@@ -132,7 +157,7 @@ def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
     finally:
         if results:
             rows = [cells(result) for result in results if result.milliseconds is not None]
-            shown = [column for column in head if column not in ("HBM", "blocks")]  # as much as a terminal is wide
+            shown = [name for name in head if name not in ("HBM", "around", "blocks")]  # what a terminal has room for
             drawn = Drawn(box=None, padding=(0, 1, 0, 0), pad_edge=False)
             for number, column in enumerate(shown):
                 drawn.add_column(column, justify="left" if number < 3 else "right")
@@ -141,10 +166,12 @@ def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
             console.print(drawn)
             notes = {one.problem: one.title for one in results}
             notes |= {one.implementation: one.why for one in results if getattr(one, "why", "")}
+            if against := _against(results):
+                notes["against"] = against
             for name, note in notes.items():
                 console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
+            console.print(METHOD if "cycles" in head else CLOCK, highlight=False, markup=False)
             if output is not None:
-                output.mkdir(parents=True, exist_ok=True)
                 lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
                 (output / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
                 (output / "kernels.json").write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import chunked_attention, gpu_attention, oracle, tpu_packed_attention, tpu_vit_attention
-from ivl3_jax.kernels.chip import interpreted
+from ivl3_jax.kernels.chip import interpreted, on_gpu
 from ivl3_jax.kernels.family import family, interpreting
 from ivl3_jax.sharding.local import in_use, on_shards
 
@@ -20,17 +20,19 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 }
 
 
-def chosen(q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool) -> str:
+def chosen(
+    q: jax.Array, k: jax.Array, segments: jax.Array | None, causal: bool, q_offset: int | jax.Array | None = 0
+) -> str:
     """The implementation for one device's operands, of the family that is preferred or the platform's."""
     match family():
         case "oracle":
             return "oracle"
         case "tpu" if tpu_vit_attention.unsupported(q, k, segments, segments, causal) is None:
             return "tpu_vit"
-        case "tpu" if causal and tpu_packed_attention.unsupported(q, k, segments, segments) is None:
+        case "tpu" if causal and tpu_packed_attention.unsupported(q, k, segments, segments, q_offset) is None:
             return "tpu_packed"
         # Packed rows by cuDNN wait for a GPU on which they have been tried.
-        case "cudnn" if segments is None and gpu_attention.unsupported(q, k, None, causal) is None:
+        case "cudnn" if on_gpu() and segments is None and gpu_attention.unsupported(q, k, None, causal) is None:
             return "cudnn"
     return "chunked"
 
@@ -46,22 +48,27 @@ def attention(
     segment_ids: jax.Array | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Softmax attention of every row within itself.
+    """Softmax attention of every row within itself; a mesh has to be set.
 
     Args:
-        q: [B, S, N, H]. k, v: [B, S, K, H], where K divides N.
+        q: [B, S, N, H]. k, v: [B, S, K, H] in q's dtype, where K divides N.
         causal: a position sees itself and those before it in the row.
         layout: of q and of the result. kv_layout: what k and v are brought to; their sequence is whole, and their
             heads are either sharded as q's or replicated.
-        segment_ids: int32 [B, S]; positions see only their own segment. None: one segment.
+        segment_ids: int32 [B, S], positive, 0 for padding; positions see only their own segment. What padding sees is
+            each implementation's own affair: itself, or nothing. None: one segment.
         implementation: a name in `IMPLEMENTATIONS`; None takes the one for the platform and the shapes.
 
     Returns:
         [B, S, N, H] in q's dtype. Softmax and products accumulate in at least float32.
 
     Raises:
-        ValueError: an unknown implementation, or one named that does not support the operands.
+        ValueError: an unknown implementation, one named that does not support the operands, or operands that do not
+            fit together.
     """
+    if v.shape != k.shape or not q.dtype == k.dtype == v.dtype:
+        found = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in (("q", q), ("k", k), ("v", v)))
+        raise ValueError(f"attention: {found}; all must be of one dtype, and k and v of one shape")
     if implementation not in (None, *IMPLEMENTATIONS):
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"attention implementation {implementation!r} is unknown; there are {known}")
@@ -80,7 +87,7 @@ def attention(
             mine = everyone = segments
             if sequence is not None:
                 everyone = jax.lax.all_gather(segments, sequence, axis=1, tiled=True)
-        name = implementation or chosen(q, k, segments, causal)
+        name = implementation or chosen(q, k, segments, causal, offset)
         options = {"interpret": True} if elsewhere and name.startswith("tpu") else {}
         return IMPLEMENTATIONS[name](q, k, v, mine, everyone, causal=causal, q_offset=offset, **options)
 

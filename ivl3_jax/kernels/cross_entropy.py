@@ -38,7 +38,7 @@ def cross_entropy(
     vocab_axes: str | tuple[str, ...] | None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """weights * (logsumexp(x w) - (x w)[label]) of every position.
+    """weights * (logsumexp(x w) - (x w)[label]) of every position; a mesh has to be set.
 
     Args:
         x: [B, S, D]. w: [D, V], whose columns from `vocab` on are padding.

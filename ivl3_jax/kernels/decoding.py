@@ -53,13 +53,19 @@ def preferred(k: jax.Array, capacity: int) -> str:
 def new_cache(k: jax.Array, v: jax.Array, capacity: int, implementation: str | None = None) -> Cache:
     """A cache that begins with k and v [B, S, K, H], S at most `capacity`.
 
-    `implementation` is a name in `IMPLEMENTATIONS`; None takes the one for the platform. Raises ValueError for another.
+    `implementation` is a name in `IMPLEMENTATIONS`; None takes the one for the platform. Raises ValueError for another,
+    or for a capacity below S, or that is no whole number of pages.
     """
     B, S, K, H = k.shape
     whole, more = (0, 0), (0, capacity - S)
     name = implementation or preferred(k, capacity)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"decoding implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    if capacity < S:
+        raise ValueError(f"a cache of {capacity} positions has no room for the {S} that it begins with")
+    if name == "tpu" and capacity % PAGE:
+        nearest = -(-capacity // PAGE) * PAGE
+        raise ValueError(f"a paged cache has whole pages of {PAGE}; capacity is {capacity}, the nearest is {nearest}")
     if name == "tpu":
         return PagedCache(*(jnp.pad(x.reshape(B, S, K * H), (whole, more, whole)) for x in (k, v)))
     keys = jnp.pad(k.transpose(0, 2, 3, 1).reshape(B * K, H, S), (whole, whole, more))
@@ -101,7 +107,7 @@ def decode_attention(q: jax.Array, cache: Cache, lengths: jax.Array) -> jax.Arra
     Args:
         q: [B, S, N, H], the positions lengths - S .. lengths - 1.
         cache: what lies at or past `lengths` is not looked at.
-        lengths: int32 [B].
+        lengths: int32 [B], at least S.
 
     Returns:
         [B, S, N, H] in q's dtype. Softmax and products accumulate in at least float32.

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+
+import jax
 
 from ivl3_jax.kernels.chip import chip, on_gpu
 
 FAMILIES = ("oracle", "chunked", "tpu", "cudnn")
 
-_named: ContextVar[str | None] = ContextVar("family", default=None)
+_named = jax.make_user_context(default_value=None)  # part of what jax.jit remembers a traced function by
 
 
 @contextmanager
 def preferring(family: str) -> Iterator[None]:
-    """What is traced within it takes this family in place of the platform's own, wherever that supports the shapes.
+    """Within it functions take this family in place of the platform's own, wherever it can do what is asked.
 
-    Where it does not, `chunked` stands in. TPU kernels are interpreted elsewhere, slowly.
+    Where it cannot, `chunked` stands in. TPU kernels are interpreted elsewhere, slowly. jax.jit compiles anew within,
+    and keeps both.
 
     Args:
         family: "oracle", "chunked", "tpu" or "cudnn".
@@ -25,16 +27,13 @@ def preferring(family: str) -> Iterator[None]:
     """
     if family not in FAMILIES:
         raise ValueError(f"{family!r} is no family of kernels; there are {', '.join(FAMILIES)}")
-    token = _named.set(family)
-    try:
+    with _named(family):
         yield
-    finally:
-        _named.reset(token)
 
 
 def family() -> str:
     """The one that was asked for, or the platform's."""
-    return _named.get() or ("tpu" if chip() else "cudnn" if on_gpu() else "chunked")
+    return _named.value or ("tpu" if chip() else "cudnn" if on_gpu() else "chunked")
 
 
 def interpreting(implementation: str | None) -> bool:

@@ -110,7 +110,8 @@ def unsupported(q, k, q_segments, causal: bool, q_offset: int | jax.Array = 0) -
         return f"{N} query heads are not a multiple of {K} kv heads"
     if H % 8 or H > 128:
         return f"head size {H} is not supported; the nearest that is: {min(128, max(8, round(H / 8) * 8))}"
-    if S != L and (causal or q_segments is not None) or not isinstance(q_offset, int) or q_offset:
+    whole = S == L and isinstance(q_offset, int) and q_offset == 0
+    if not whole and (causal or q_segments is not None):
         return f"{S} queries of rows of {L}; causal or packed rows have to be whole"
     if q_segments is not None and _capability() < HOPPER:
         return f"packed rows need a GPU of compute capability {HOPPER} (Hopper) or later"

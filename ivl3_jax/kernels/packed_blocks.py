@@ -22,7 +22,7 @@ def _generation() -> str:
 
 
 def forward_blocks(S: int, L: int, wide: int, dtype) -> Blocks:
-    """For S queries, L keys, and query heads of one kv head that are `wide` lanes together."""
+    """For S queries, L keys, and query heads of a step that are `wide` lanes together."""
     return _fitted(TABLE[_generation()][0], S, L, wide, dtype)
 
 

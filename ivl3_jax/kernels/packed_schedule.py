@@ -18,7 +18,7 @@ FIRST_OF_QUERIES, LAST_OF_QUERIES, FIRST_OF_KEYS, LAST_OF_KEYS, FULL, FIRST_PIEC
 MOST_PIECES = 4
 FLAG_BITS = 5 + MOST_PIECES
 ROW_SHIFT = 16  # a row and a block of it share one word
-MOST_PAIRS = 1 << 16  # three words each in scalar memory, which has 1 MiB
+MOST_PAIRS = 80 << 10  # three words each in scalar memory, which has 1 MiB
 
 PADDED_QUERY, PADDED_KEY = -1, 0  # ids that equal no other
 
@@ -57,25 +57,15 @@ def marked_ids(ids: jax.Array | None, shape: tuple[int, int], block: int, padded
     """int32 [B, S], S a multiple of `block`: the ids of `shape`, 1 where there are none, with padding's id replaced."""
     ids = jnp.ones(shape, jnp.int32) if ids is None else ids.astype(jnp.int32)
     ids = jnp.pad(ids, ((0, 0), (0, -shape[1] % block)))
-    return jnp.where(ids == 0, padded, ids)
+    return jnp.where(ids <= 0, padded, ids)
 
 
 def most_pairs(rows: int, q_blocks: int, kv_blocks: int, blocks: Blocks, causal: bool, q_offset) -> int:
-    """How many pairs there can be, whatever the segments.
-
-    Raises:
-        ValueError: more than the list has room for.
-    """
+    """How many pairs there can be, whatever the segments; a list has room for `MOST_PAIRS`."""
     each = np.full(q_blocks, kv_blocks)
     if causal and isinstance(q_offset, int):
         each = np.clip((q_offset + (np.arange(q_blocks) + 1) * blocks.q - 1) // blocks.kv + 1, 0, kv_blocks)
-    most = max(1, rows * int(each.sum()))
-    if most > MOST_PAIRS:
-        raise ValueError(
-            f"attention: {rows} rows of {q_blocks * blocks.q} queries and {kv_blocks * blocks.kv} keys make up to "
-            f"{most} pairs of blocks, and {MOST_PAIRS} are supported: {MOST_PAIRS * rows // most} such rows on a device"
-        )
-    return most
+    return max(1, rows * int(each.sum()))
 
 
 def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, causal: bool) -> Pairs:

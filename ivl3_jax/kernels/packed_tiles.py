@@ -25,6 +25,11 @@ class Run(NamedTuple):
     interpret: bool | pltpu.InterpretParams
 
 
+def together(K: int, H: int) -> int:
+    """How many of K kv heads of H one step takes: as many as fill a multiple of 128 lanes, or all."""
+    return min((n for n in range(1, K) if K % n == 0 and n * H % LANES == 0), default=K)
+
+
 class Tiles(NamedTuple):
     """Blocks of positions, of the heads that one step of the grid works on.
 
@@ -40,8 +45,7 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, N: int, K: int, H: int, blocks: schedule.Blocks) -> "Tiles":
-        fitting = [n for n in range(1, K) if K % n == 0 and n * H % LANES == 0]
-        kv_heads = min(fitting, default=K)
+        kv_heads = together(K, H)
         return cls(K // kv_heads, kv_heads, N // K, H, blocks)
 
     @property

@@ -17,10 +17,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
 from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
-from ivl3_jax.kernels.packed_tiles import Run, Tiles
+from ivl3_jax.kernels.packed_tiles import Run, Tiles, together
 from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 from ivl3_jax.kernels.tpu_packed_attention_forward import forward
+
+LANES_AT_ONCE = 2048  # of the query heads of a step, so that they fit in VMEM
 
 
 def attention(
@@ -39,8 +41,8 @@ def attention(
     Args:
         q: [B, S, N, H], bfloat16 or float32; query head n reads kv head n // (N // K).
         k, v: [B, L, K, H] in q's dtype.
-        q_segments, kv_segments: int32 [B, S] and [B, L], both or neither; only equal ids see one another, and 0,
-            padding, sees nothing and is seen by nothing. Fastest where ids rise along a row, with 0 at its end.
+        q_segments, kv_segments: int32 [B, S] and [B, L], both or neither; only equal ids see one another, and
+            padding, 0 or less, sees nothing and is seen by nothing. Fastest where ids rise along a row, 0 at its end.
         causal: whether query i sees only the kv positions j <= q_offset + i.
         q_offset: the kv position at which query 0 stands.
         interpret: run on any platform, slowly; with parameters, as a simulation of a TPU's memories.
@@ -52,7 +54,7 @@ def attention(
     Raises:
         ValueError: a shape or dtype that is not supported, naming the nearest that is.
     """
-    if reason := unsupported(q, k, q_segments, kv_segments):
+    if reason := unsupported(q, k, q_segments, kv_segments, q_offset if causal else None):
         raise ValueError(f"attention: {reason}")
     if q.size == 0 or k.size == 0:
         return jnp.zeros_like(q)
@@ -60,9 +62,12 @@ def attention(
     return _attention(run, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
 
 
-def unsupported(q, k, q_segments, kv_segments) -> str | None:
-    """Why `attention` refuses the operands, naming the nearest that it takes; None if it does not."""
-    (N, H), K = q.shape[2:], k.shape[2]
+def unsupported(q, k, q_segments, kv_segments, q_offset: int | jax.Array | None = 0) -> str | None:
+    """Why `attention` refuses the operands, naming the nearest that it takes; None if it does not.
+
+    `q_offset` is None where nothing is causal.
+    """
+    (B, S, N, H), (L, K) = q.shape, k.shape[1:3]
     if N % K:
         return f"{N} query heads are not a multiple of {K} kv heads"
     if H % 64:
@@ -71,6 +76,21 @@ def unsupported(q, k, q_segments, kv_segments) -> str | None:
         return f"q is {q.dtype} and k {k.dtype}; give q, k and v as bfloat16 or as float32"
     if (q_segments is None) != (kv_segments is None):
         return "give both q_segments and kv_segments, or neither"
+    if q.size == 0 or k.size == 0:
+        return None  # there is nothing to do
+    tiles = _tiles(forward_blocks, q, k)
+    if (wide := tiles.heads * H) > LANES_AT_ONCE:
+        heads = f"{tiles.kv_heads} kv heads with their {tiles.heads} query heads of {H}"
+        return f"{heads} are worked on at once, {wide} lanes; at most {LANES_AT_ONCE} are supported"
+    backward_tiles = _tiles(backward_blocks, q, k)
+    for blocks, keys in ((tiles.blocks, L), (backward_tiles.blocks, min(L, span(backward_tiles)))):
+        most = schedule.most_pairs(B, -(-S // blocks.q), -(-keys // blocks.kv), blocks, True, q_offset)
+        if most > schedule.MOST_PAIRS:
+            rows = B * schedule.MOST_PAIRS // most
+            fitting = int(S * (schedule.MOST_PAIRS / most) ** 0.5) // blocks.q * blocks.q
+            would = f"{rows} such rows would do" if rows else f"{fitting} queries and keys would do"
+            told = f"{B} rows of {S} queries and {L} keys make up to {most} pairs of blocks"
+            return f"{told}, and {schedule.MOST_PAIRS} are supported on a device; {would}"
     return None
 
 
@@ -91,7 +111,7 @@ def _forward(run: Run, q, k, v, q_segments, kv_segments, q_offset):
 
 def _tiles(blocks_for, q, k) -> Tiles:
     (S, N, H), (L, K) = q.shape[1:], k.shape[1:3]
-    return Tiles.of(N, K, H, blocks_for(S, L, N // K * H, q.dtype))
+    return Tiles.of(N, K, H, blocks_for(S, L, N // K * together(K, H) * H, q.dtype))
 
 
 def _ids(tiles: Tiles, q, k, q_segments, kv_segments) -> tuple[jax.Array, jax.Array]:

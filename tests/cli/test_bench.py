@@ -50,6 +50,6 @@ def test_a_table(monkeypatch, capsys, tmp_path):
     assert "vit-300m: attention 1 x 65, 2 heads of 64" in printed and "splash attention is for TPUs" in printed
     rows = json.loads((tmp_path / "out/kernels.json").read_text())
     assert [(row["part"], row["implementation"]) for row in rows] == [
-        (part, name) for part in ("forward", "both") for name in ("ours", "xla", "splash")
+        (part, name) for part in ("forward", "both") for name in ("ours (chunked)", "xla", "splash")
     ]
     assert len((tmp_path / "out/kernels.md").read_text().splitlines()) == 6

@@ -66,6 +66,14 @@ def test_an_unknown_implementation_is_refused():
         new_cache(k, k, 8, "flash")
 
 
+def test_capacities_that_cannot_be_are_refused():
+    k = random(1, 20, K, H)
+    with pytest.raises(ValueError, match="a cache of 8 positions has no room for the 20 that it begins with"):
+        new_cache(k, k, 8)
+    with pytest.raises(ValueError, match="whole pages of 16; capacity is 40, the nearest is 48"):
+        new_cache(k, k, 40, "tpu")
+
+
 def test_a_narrow_cache():
     k, v, q = (random(B, 5, K, H, seed=seed).astype(jnp.bfloat16) for seed in range(3))
     wide = random(B, 1, K, H)

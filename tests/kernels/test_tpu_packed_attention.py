@@ -1,6 +1,7 @@
 """The TPU kernel for packed rows equals the plain formula, forward and in every gradient, in Pallas's interpreter."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from ivl3_jax.kernels import oracle, packed_blocks, tpu_packed_attention
+from ivl3_jax.kernels import chunked_attention, oracle, packed_blocks, tpu_packed_attention
 from ivl3_jax.kernels.packed_schedule import Blocks
 from tests.kernels.test_attention import assert_equal, operands, packed_ids
+from tests.models.small import relative
 from tests.tolerances import LAYER
 
+TABLE = packed_blocks.TABLE
 SMALL = Blocks(256, 256, 128, 128), Blocks(256, 128, 128, 128)
 
 
@@ -121,6 +124,30 @@ def test_bfloat16_accumulates_in_float32():
     assert_equal(ours, wide, 2 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
+def test_large_scores_in_bfloat16_are_no_less_exact_than_elsewhere():
+    """Queries are not rounded a second time, which shows where scores are large."""
+    rng = np.random.default_rng(3)
+    ids = packed_ids(rng, 1, 384, 2)
+    q, k, v, cotangent = operands(rng, 1, 384, 384, 2, 1, 128, "bfloat16")
+    inputs = q * 40, k, v, cotangent
+    exact = value_and_gradients([x.astype(jnp.float32) for x in inputs], ids, ids, 0, ours=False, causal=True)
+    ours = value_and_gradients(inputs, ids, ids, 0, ours=True, causal=True)
+    out, pull = jax.vjp(lambda *x: chunked_attention.attention(*x, ids, ids, causal=True), *inputs[:-1])
+    for found, other, expected in zip(ours, (out, *pull(cotangent)), exact, strict=True):
+        assert relative(found, expected) < 1.5 * relative(other, expected)
+
+
+@pytest.mark.parametrize("padding", [0, -1, -7])
+def test_padding_is_whatever_is_not_positive(padding):
+    rng = np.random.default_rng(8)
+    ids = packed_ids(rng, 1, 300, 3)
+    ids[:, 250:] = 0
+    inputs = operands(rng, 1, 300, 300, 2, 1, 64)
+    marked = np.where(ids == 0, padding, ids)
+    ours = value_and_gradients(inputs, marked, marked, 0, ours=True, causal=True)
+    assert_equal(ours, value_and_gradients(inputs, ids, ids, 0, ours=False, causal=True), LAYER["float32"])
+
+
 def test_keys_in_spans(monkeypatch):
     """As where the sums of all keys would not fit into VMEM; a segment reaches over two of them."""
     rng = np.random.default_rng(4)
@@ -162,6 +189,24 @@ def test_what_cannot_be_is_refused():
     refused("3 query heads are not a multiple of 2 kv heads", (1, 5, 3, 64), (1, 5, 2, 64))
     refused("head size 80 is not supported; the nearest that is: 64", (1, 5, 2, 80), (1, 5, 2, 80))
     refused("both q_segments and kv_segments", (1, 5, 2, 64), (1, 5, 2, 64), jnp.zeros((1, 5), jnp.int32))
+    refused("25 kv heads with their 50 query heads of 64 .* 3200 lanes; at most 2048", (1, 5, 50, 64), (1, 5, 25, 64))
     half = jnp.zeros((1, 5, 2, 64), "float16")
     with pytest.raises(ValueError, match="q is float16 and k float16"):
         tpu_packed_attention.attention(half, half, half, causal=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "S", "heads", "told"),
+    [
+        (1, 131072, (28, 4, 128), None),
+        (1, 131072, (32, 2, 128), None),
+        (3, 131072, (28, 4, 128), "make up to 98688 pairs of blocks, and 81920 .*; 2 such rows would do"),
+        (1, 262144, (32, 2, 128), "make up to 262656 pairs of blocks, and 81920 .*; 146176 queries and keys would do"),
+    ],
+)
+def test_how_long_a_row_may_be(monkeypatch, rows, S, heads, told):
+    monkeypatch.setattr(packed_blocks, "TABLE", TABLE)
+    N, K, H = heads
+    q, k = (jax.ShapeDtypeStruct((rows, S, n, H), jnp.bfloat16) for n in (N, K))
+    found = tpu_packed_attention.unsupported(q, k, None, None)
+    assert found is None if told is None else re.search(told, found), found

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivl3_jax.kernels import oracle, tpu_tiling
+from ivl3_jax.kernels import chunked_attention, oracle, tpu_tiling
 from ivl3_jax.kernels.attention import chosen
 from ivl3_jax.kernels.tpu_vit_attention import attention
 from tests.kernels.test_attention import assert_equal, operands, value_and_gradients
+from tests.models.small import relative
 from tests.tolerances import LAYER
 
 interpreted = functools.partial(attention, interpret=True)
@@ -55,6 +56,21 @@ def test_large_scores_do_not_overflow():
     compare(1, 257, 2, 64, "float32", scale=25.0)
 
 
+@pytest.mark.parametrize("device", ["v5p", "v6e"])
+@pytest.mark.parametrize(("N", "H"), [(2, 64), (1, 128)])
+def test_large_scores_in_bfloat16_are_no_less_exact_than_elsewhere(N, H, device):
+    """Queries are not rounded a second time, which shows where scores are large."""
+    q, k, v, cotangent = operands(np.random.default_rng(7), 1, 257, 257, N, N, H, "bfloat16")
+    inputs = q * 40, k, v, cotangent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu_tiling, "chip", lambda: device)
+        ours = value_and_gradients(interpreted, *inputs, causal=False)
+    others = value_and_gradients(chunked_attention.attention, *inputs, causal=False)
+    exact = value_and_gradients(oracle.attention, *(x.astype(jnp.float32) for x in inputs), causal=False)
+    for found, other, expected in zip(ours, others, exact, strict=True):
+        assert relative(found, expected) < 1.5 * relative(other, expected)
+
+
 @pytest.mark.parametrize("H", [64, 128])
 def test_any_position_may_be_the_one_left_over(H):
     inputs = operands(np.random.default_rng(5), 2, 129, 129, 2, 2, H)
@@ -76,7 +92,7 @@ def test_no_tiles_are_legal():
         ((1, 65, 2, 64), {}, "the nearest are 129"),
         ((1, 4097, 2, 64), {}, "the nearest are 2049"),
         ((1, 1025, 2, 96), {}, "head size 96 is not supported, only 64 and 128"),
-        ((1, 1025, 15, 64), {}, "15 heads of 64 do not fill 128 lanes; 16 heads would"),
+        ((1, 1025, 15, 64), {}, "15 heads of 64 do not fill 128 lanes; 14 or 16 heads would"),
         ((1, 1025, 2, 64), {"causal": True}, "causal attention and segments"),
         ((1, 1025, 2, 64), {"q_segments": np.ones((1, 1025), np.int32)}, "causal attention and segments"),
     ],

@@ -90,6 +90,29 @@ def test_families_agree(family, plan, exact):
             assert relative(found[path][cut], expected) < GRADIENT["float32"], path
 
 
+def test_a_model_that_was_called_before_takes_another_family_within():
+    model = Model.init(CONFIG, seed=1)
+    batch = random_batch(1, [(80, 1)], length=100, tiles=1, config=CONFIG)
+    used: list[str] = []
+    oracle = attention.IMPLEMENTATIONS["oracle"]
+    with mock.patch.dict(attention.IMPLEMENTATIONS, oracle=lambda *x, **y: used.append("oracle") or oracle(*x, **y)):
+        plain = np.asarray(model(batch))
+        assert not used
+        with preferring("oracle"):
+            exact = np.asarray(model(batch))
+        assert used
+        used.clear()
+        np.testing.assert_array_equal(np.asarray(model(batch)), plain)
+        assert not used
+    assert 0 < relative(exact[:, :80], plain[:, :80]) < STACK["float32"]
+
+
+def test_cudnn_stands_back_where_there_is_none():
+    q = jax.ShapeDtypeStruct((1, 64, 2, 64), "bfloat16")
+    with preferring("cudnn"):
+        assert attention.chosen(q, q, None, False) == "chunked"
+
+
 def test_an_unknown_family_is_refused():
     told = "'gpu' is no family of kernels; there are oracle, chunked, tpu, cudnn"
     with pytest.raises(ValueError, match=told), preferring("gpu"):

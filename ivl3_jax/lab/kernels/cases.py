@@ -22,7 +22,8 @@ class Reading:
         cycles: of ours. against: what `other` takes; None without one. bar: what their ratio shall not exceed.
         milliseconds: of ours at the chip's clock.
         matrix: the part of what the matrix units can do, padding's products included. units: of other units' slots.
-        memory: cycles of the HBM traffic over `cycles`.
+        memory: cycles of the HBM traffic over `cycles`. around: cycles of XLA's own operations in our program, by the
+            compiler's estimate, which are in no ratio: transpositions, sorting, lists.
         blocks: sizes that were used, ours and theirs.
     """
 
@@ -35,6 +36,7 @@ class Reading:
     matrix: float
     units: dict[str, float]
     memory: float
+    around: float
     other: str
     against: float | None
     blocks: str
@@ -73,15 +75,17 @@ def read(
         for part, count in (("forward", 1), ("both", 2)):
             against = sum(kernel.cycles for kernel in theirs[:count]) if theirs else None
             bar = BARS.get(problem.name) if theirs and (count == 2 or not problem.causal) else None
-            yield _reading(chip, problem, part, mine[:count], "splash", against, blocks, bar)
+            yield _reading(chip, problem, part, mine[:count], "splash attention", against, blocks, bar)
     elif isinstance(problem, Loss):
         mine, blocks = loss.ours(problem, chip)
         bare = loss.bare(problem, chip)
-        yield _reading(chip, problem, "both", mine, "products", bare, blocks, BARS.get(problem.name))
+        yield _reading(
+            chip, problem, "both", mine, "its three products at the chip's peak", bare, blocks, BARS.get(problem.name)
+        )
     else:
         mine, blocks = decoding.ours(problem, chip)
         cache = problem.bytes / CHIPS[chip].gigabytes * CHIPS[chip].ghz
-        yield _reading(chip, problem, "forward", mine, "the cache", cache, blocks, None)
+        yield _reading(chip, problem, "forward", mine, "reading the cache at the chip's bandwidth", cache, blocks, None)
 
 
 def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks, bar) -> Reading:
@@ -96,10 +100,11 @@ def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks,
         problem.title,
         part,
         cycles,
-        cycles / CHIPS[chip].ghz / 1e6,
+        sum(kernel.milliseconds for kernel in kernels),
         mean(lambda kernel: kernel.utilisation),
         {unit: mean(partial(Kernel.use, unit=unit)) for unit in UNITS},
         sum(kernel.memory or 0 for kernel in kernels) / cycles,
+        kernels[0].around,
         other if against is not None else "",
         against,
         blocks,

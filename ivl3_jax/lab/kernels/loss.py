@@ -36,12 +36,13 @@ def ours(problem: Loss, chip: str) -> tuple[list[Kernel], str]:
 
 
 def _executed(problem: Loss, tokens: int, columns: int, inner: int) -> dict[int, float]:
-    """How often the four guarded parts of a kernel run in a step: first, plain, with labels, last.
+    """How often the four guarded parts of a kernel run in a step: first, plain, with labels or the last columns, last.
 
     Labels are spread evenly over the vocabulary, which is the worst case: as many pairs of blocks meet as can.
     """
     rows, steps = -(-problem.T // tokens), -(-problem.V // columns)
-    special = (rows + steps - 1) / (rows * steps)
+    ends = rows - 1 if problem.V % columns else 0
+    special = (rows + steps - 1 + ends) / (rows * steps)
     return {0: 1 / inner, 1: 1 - special, 2: special, 3: 1 / inner}
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ivl3_jax.kernels import oracle
-from ivl3_jax.kernels.attention import attention
-from ivl3_jax.kernels.cross_entropy import cross_entropy
+from ivl3_jax.kernels.attention import attention, chosen
+from ivl3_jax.kernels.cross_entropy import cross_entropy, preferred
 from ivl3_jax.kernels.decoding import decode_attention, new_cache
+from ivl3_jax.kernels.decoding import preferred as paged_or_plain
 from ivl3_jax.lab.kernels import splash
 from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
 
@@ -38,6 +39,19 @@ def operands(problem: Problem, name: str, dtype) -> tuple[Any, ...]:
         q, k, v = found
         return q, new_cache(k, v, problem.S)
     return found
+
+
+def choice(problem: Problem, dtype, mesh: jax.sharding.Mesh) -> str:
+    """The implementation that a seam chooses for a problem."""
+    with jax.set_mesh(mesh):
+        if isinstance(problem, Attention):
+            q, k = (jax.ShapeDtypeStruct((problem.B, problem.S, n, problem.H), dtype) for n in (problem.N, problem.K))
+            ids = jax.ShapeDtypeStruct((problem.B, problem.S), jnp.int32) if problem.causal else None
+            return chosen(q, k, ids, problem.causal)
+        if isinstance(problem, Loss):
+            x, w = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((problem.T, problem.D), (problem.D, problem.V)))
+            return preferred(x, w)
+        return paged_or_plain(jax.ShapeDtypeStruct((problem.B, problem.S, problem.K, problem.H), dtype), problem.S)
 
 
 def _oracle(problem: Problem) -> Callable:
@@ -114,11 +128,22 @@ def _tokamax(problem: Problem) -> Callable:
     return lambda q, k, v: tokamax.dot_product_attention(q, k, v, mask=mask)
 
 
+def _packed_cudnn(problem: Problem) -> Callable:
+    """The seam's `cudnn` by name: packed rows as sequences, without a mask."""
+    if not isinstance(problem, Attention) or not problem.causal:
+        raise NotImplementedError("for packed rows only")
+    ids = jnp.asarray(problem.ids)
+    return lambda q, k, v: attention(
+        q, k, v, causal=True, layout=WHOLE, kv_layout=WHOLE, segment_ids=ids, implementation="cudnn"
+    )
+
+
 PEERS: dict[str, Callable[[Problem], Callable]] = {
     "ours": _ours,
     "oracle": _oracle,
     "xla": _jax_nn("xla"),
     "cudnn": _jax_nn("cudnn"),
+    "cudnn-packed": _packed_cudnn,
     "splash": _splash,
     "tokamax": _tokamax,
 }

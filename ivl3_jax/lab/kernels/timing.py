@@ -24,7 +24,8 @@ class Timing:
     """One pass of one implementation on the device at hand.
 
     Attributes:
-        problem, title, part: what was timed. implementation: what did it: "ours" or a name in `peers.PEERS`.
+        problem, title, part: what was timed. implementation: what did it, a name in `peers.PEERS`; of "ours", in
+            brackets, what the seam chose.
         milliseconds: the median of some rounds; None where it cannot do this, as `why` says.
         teraflops: a second, of what has to be computed. ceiling: the part that is of a large matrix product's rate.
         error: of the result, or of the worst gradient, from the oracle in float32, as root mean squares, on a smaller
@@ -71,6 +72,8 @@ def measure(
                 yield Timing(*named, why=(str(refusal).strip() or type(refusal).__name__).splitlines()[0][:200])
                 continue
             rate = problem.flops(backward) / took
+            if name == "ours":
+                named = (*named[:3], f"ours ({peers.choice(problem, dtype, mesh)})")
             yield Timing(*named, took * 1e3, rate / 1e12, rate / most, error)
 
 
