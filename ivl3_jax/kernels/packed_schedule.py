@@ -97,13 +97,21 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, caus
     place, flags = words >> FLAG_BITS, words & ((1 << FLAG_BITS) - 1)
     row, block = place // (nq * nk) << ROW_SHIFT, place % nk
     index = jnp.arange(words.size)
-    closes = lax.cummin(jnp.where(flags & LAST_OF_KEYS, index, words.size - 1), reverse=True)
+    closes = _least_from_here(jnp.where(flags & LAST_OF_KEYS, index, words.size - 1))
     return Pairs(
         row | place // nk % nq,
         block << FLAG_BITS | flags,
         (row | block)[closes],
         jnp.maximum(seen.sum(dtype=jnp.int32), 1),
     )
+
+
+def _least_from_here(x: jax.Array) -> jax.Array:
+    """lax.cummin(x, reverse=True) of [n], by rows of 512: of a hundred thousand at once it takes seconds to compile."""
+    rows = jnp.pad(x, (0, -x.size % 512), constant_values=jnp.iinfo(x.dtype).max).reshape(-1, 512)
+    within = lax.cummin(rows, axis=1, reverse=True)
+    after = lax.cummin(jnp.append(within[1:, 0], jnp.iinfo(x.dtype).max), reverse=True)
+    return jnp.minimum(within, after[:, None]).reshape(-1)[: x.size]
 
 
 def _seen(q_ids: jax.Array, kv_ids: jax.Array, q_offset, causal: bool) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,3 +75,10 @@ def test_how_many_pairs_there_can_be():
     blocks = schedule.Blocks(512, 512, 512, 512)
     assert schedule.most_pairs(1, 256, 256, blocks, True, 0) == 256 * 257 // 2
     assert schedule.most_pairs(2, 256, 256, blocks, False, 0) == 2 * 256 * 256
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 3000])
+def test_least_from_here(n):
+    x = np.random.default_rng(n).integers(0, 10000, n).astype(np.int32)
+    expected = np.minimum.accumulate(x[::-1])[::-1]
+    np.testing.assert_array_equal(schedule._least_from_here(jnp.asarray(x)), expected)
