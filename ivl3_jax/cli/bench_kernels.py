@@ -52,7 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run(argv: list[str]) -> int:
-    """Prints a table row by row as it is measured."""
+    """Prints a table; what there is of it when it is interrupted."""
     options = _parse(argv)
     chips, against = _names("chips", options.chips, CHIPS), _names("against", options.against, PEERS)
     if chips and set(against) - {"splash"}:
@@ -94,18 +94,19 @@ def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Tabl
             for problem in problems:
                 yield from cases.read(problem, chip, splash=splash, search=search, say=say)
 
-    head = ["chip", "kernel", "pass", "cycles", "ms", "matrix", "then", "against", "ratio", "bar"]
+    head = ["chip", "kernel", "pass", "Mcycles", "ms", "matrix", "then", "against", "ratio", "bar"]
     return readings, [*head, "HBM", "around", "blocks"], _reading
 
 
 def _reading(reading) -> list[str]:
     unit, part = max(reading.units.items(), key=lambda item: item[1])
-    other = f"{reading.against:,.0f}" if reading.against else ""
+    other = f"{reading.against / 1e6:.3f}" if reading.against else ""
     ratio = "" if reading.ratio is None else f"{reading.ratio:.2f}"
     bar = "" if reading.bar is None else f"{reading.bar}"
-    numbers = f"{reading.cycles:,.0f}", f"{reading.milliseconds:.3f}", f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
-    rest = f"{reading.memory:.0%}", f"{reading.around:,.0f}", reading.blocks
-    return [reading.chip, reading.problem, reading.part, *numbers, other, ratio, bar, *rest]
+    numbers = f"{reading.cycles / 1e6:.3f}", f"{reading.milliseconds:.3f}"
+    shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
+    rest = f"{reading.memory:.0%}", f"{reading.around / 1e6:.3f}", reading.blocks
+    return [reading.chip, reading.problem, reading.part, *numbers, *shares, other, ratio, bar, *rest]
 
 
 def _by_clock(problems, against: list[str]) -> Table:
@@ -170,7 +171,7 @@ def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
                 notes["against"] = against
             for name, note in notes.items():
                 console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
-            console.print(METHOD if "cycles" in head else CLOCK, highlight=False, markup=False)
+            console.print(" ".join((METHOD if "Mcycles" in head else CLOCK).split()), highlight=False, markup=False)
             if output is not None:
                 lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
                 (output / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
