@@ -266,6 +266,11 @@ def _(work):
     return [*convert(work), "--layuot", "hf"]
 
 
+@case("an unknown chip")
+def _(work):
+    return ["bench", "kernels", "--chips", "v4"]
+
+
 def prepare(work: Path, good: Path) -> None:
     """Copies the three good checkpoints to where a case expects them."""
     for name in ("model", "sharded", "original"):
