@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
     if options.search and not (chips and against):
         raise UsageError("--search has a meaning only with --chips and --against=splash")
     names = _names("only", options.only, PROBLEMS)
-    from ivl3_jax.lab.kernels import problems as known
+    from ivl3_jax.bench import problems as known
 
     problems = [known.PROBLEMS[name] for name in names or PROBLEMS]
     found, head, cells = (
@@ -85,7 +85,7 @@ Table = tuple[Callable[[Say], Iterator[Any]], Sequence[str], Callable[[Any], lis
 def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Table:
     import_module("libtpu")  # its absence is told before anything is compiled
 
-    from ivl3_jax.lab.kernels import cases, check
+    from ivl3_jax.bench import cases, check
 
     def readings(say: Say) -> Iterator[cases.Reading]:
         for chip in chips:
@@ -110,7 +110,7 @@ def _reading(reading) -> list[str]:
 
 
 def _by_clock(problems, against: list[str]) -> Table:
-    from ivl3_jax.lab.kernels import timing
+    from ivl3_jax.bench import timing
 
     def timings(say: Say) -> Iterator[timing.Timing]:
         for problem in problems:

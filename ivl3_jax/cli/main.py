@@ -18,7 +18,7 @@ from pathlib import Path
 import ivl3_jax
 from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.mistakes import explain
-from ivl3_jax.lab.libtpu import WITHOUT_TPU
+from ivl3_jax.libtpu import WITHOUT_TPU
 
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from ivl3_jax.bench import peers, problems, schedule, timing
 from ivl3_jax.cli import bench_kernels
 from ivl3_jax.cli.main import main
-from ivl3_jax.lab.kernels import peers, problems, schedule, timing
 
 
 def test_help(capsys):
@@ -33,7 +33,7 @@ def test_mistakes(options, told, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_names_are_those_of_the_lab():
+def test_names_are_those_of_the_package():
     assert tuple(problems.PROBLEMS) == bench_kernels.PROBLEMS
     assert set(peers.PEERS) == {"ours", *bench_kernels.PEERS}
     assert tuple(schedule.CHIPS) == bench_kernels.CHIPS

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ivl3_jax.lab.kernels.cases import read
-from ivl3_jax.lab.kernels.check import check
-from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
+from ivl3_jax.bench.cases import read
+from ivl3_jax.bench.check import check
+from ivl3_jax.bench.problems import Attention, Decoding, Loss
 
 pytestmark = pytest.mark.slow
 
@@ -15,10 +15,9 @@ pytestmark = pytest.mark.slow
 def test_known_work_is_counted(libtpu, chip):
     known = list(check([chip]))
     assert len(known) == (5 if chip == "v5e" else 4)
-    # 0.889 ms were measured on a v5e for the product with large blocks; the schedule is a lower bound near it.
     for one in known:
-        if one.measured and one.measured < 1:
-            assert 0.9 < one.kernel.milliseconds / one.measured <= 1
+        if one.measured:
+            assert one.kernel.milliseconds <= one.measured  # a lower bound
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from ivl3_jax.lab.kernels import peers
-from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
+from ivl3_jax.bench import peers
+from ivl3_jax.bench.problems import Attention, Decoding, Loss
 
 ROUNDS = 5
 SECONDS = 0.2  # that a round takes at least

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from ivl3_jax.lab.kernels.schedule import Kernel
+from ivl3_jax.bench.schedule import Kernel
 
 FORWARD, BACKWARD = "splash_mha_fwd_segmented_residuals", "splash_mha_dkv_segmented_no_residuals"
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivl3_jax.bench import splash
+from ivl3_jax.bench.bundles import Program, first_with_products
+from ivl3_jax.bench.problems import Attention
+from ivl3_jax.bench.schedule import Kernel, cycles_of
+from ivl3_jax.bench.vit import both_passes
 from ivl3_jax.kernels import packed_blocks, packed_schedule, tpu_packed_attention
-from ivl3_jax.lab.kernels import splash
-from ivl3_jax.lab.kernels.bundles import Program, first_with_products
-from ivl3_jax.lab.kernels.problems import Attention
-from ivl3_jax.lab.kernels.schedule import Kernel, cycles_of
-from ivl3_jax.lab.kernels.vit import both_passes
 
 # What a search over 512, 1,024 and 2,048 found best, forward and backward.
 BEST: dict[str, tuple[splash.Sizes, splash.Sizes]] = {

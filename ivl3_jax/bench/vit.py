@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ivl3_jax.bench import splash
+from ivl3_jax.bench.problems import Attention
+from ivl3_jax.bench.schedule import Kernel, cycles_of
 from ivl3_jax.kernels.attention import attention
-from ivl3_jax.lab.kernels import splash
-from ivl3_jax.lab.kernels.problems import Attention
-from ivl3_jax.lab.kernels.schedule import Kernel, cycles_of
 
 # What a search over the divisors of 1,152 positions found best, forward and backward.
 BEST: dict[tuple[str, int], tuple[splash.Sizes, splash.Sizes]] = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ivl3_jax.lab.kernels import timing
-from ivl3_jax.lab.kernels.problems import PROBLEMS, Attention, Decoding, Loss
+from ivl3_jax.bench import timing
+from ivl3_jax.bench.problems import PROBLEMS, Attention, Decoding, Loss
 
 TINY = [
     Attention("vit", 2, 129, 4, 4, 64),

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.lab.kernels.bundles import SLOTS, Program, count_runs, read_program
-from ivl3_jax.lab.libtpu import WITHOUT_TPU
+from ivl3_jax.bench.bundles import SLOTS, Program, count_runs, read_program
+from ivl3_jax.libtpu import WITHOUT_TPU
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ivl3_jax.bench import splash
+from ivl3_jax.bench.problems import Attention, Decoding, Loss
 from ivl3_jax.kernels import oracle
 from ivl3_jax.kernels.attention import attention, chosen
 from ivl3_jax.kernels.cross_entropy import cross_entropy, preferred
 from ivl3_jax.kernels.decoding import decode_attention, new_cache
 from ivl3_jax.kernels.decoding import preferred as paged_or_plain
-from ivl3_jax.lab.kernels import splash
-from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
 
 Problem = Attention | Loss | Decoding
 WHOLE = PartitionSpec(None, None, None, None)

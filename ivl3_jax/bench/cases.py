@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from ivl3_jax.lab.kernels import decoding, loss, packed, vit
-from ivl3_jax.lab.kernels.problems import Attention, Decoding, Loss
-from ivl3_jax.lab.kernels.schedule import CHIPS, Kernel
+from ivl3_jax.bench import decoding, loss, packed, vit
+from ivl3_jax.bench.problems import Attention, Decoding, Loss
+from ivl3_jax.bench.schedule import CHIPS, Kernel
 
 # What ours / theirs shall not exceed.
 BARS = {"vit-6b": 0.82, "vit-300m": 0.75, "packed": 0.9, "loss-1b": 1.15, "loss-2b": 1.15, "loss-8b": 1.15}

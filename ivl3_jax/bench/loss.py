@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from ivl3_jax.bench.problems import Loss
+from ivl3_jax.bench.schedule import CHIPS, Kernel, cycles_of
 from ivl3_jax.kernels.tpu_cross_entropy import blocks_on, cross_entropy
-from ivl3_jax.lab.kernels.problems import Loss
-from ivl3_jax.lab.kernels.schedule import CHIPS, Kernel, cycles_of
 
 
 def our_program(problem: Loss):

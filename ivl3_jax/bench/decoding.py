@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from ivl3_jax.bench.problems import Decoding
+from ivl3_jax.bench.schedule import Kernel, cycles_of
 from ivl3_jax.kernels.tpu_decoding_attention import BLOCK, CORES, paged_attention
-from ivl3_jax.lab.kernels.problems import Decoding
-from ivl3_jax.lab.kernels.schedule import Kernel, cycles_of
 
 PAGE = 128
 
