@@ -170,7 +170,7 @@ def count_runs(program: Program, trips: Mapping[int, float], guards: Mapping[int
     own = own_guards(program)
     for kind, spans, given in (("inner loop", inner, trips), ("guard", own, guards)):
         for place, runs in given.items():
-            if place >= len(spans):
+            if not 0 <= place < len(spans):
                 raise ValueError(f"{kind} {place} is given, but the kernel has {len(spans)}")
             spans[place].runs, spans[place].known = runs, True
     unknown = [place for place, loop in enumerate(inner) if not loop.known]

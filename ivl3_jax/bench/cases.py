@@ -23,7 +23,7 @@ class Reading:
         milliseconds: of ours at the chip's clock.
         matrix: the part of what the matrix units can do, padding's products included. units: of other units' slots.
         memory: cycles of the HBM traffic over `cycles`. around: cycles of XLA's own operations in our program, by the
-            compiler's estimate, which are in no ratio: transpositions, sorting, lists.
+            compiler's estimate, which are in no ratio: transpositions, lists; None where only a part of it is read.
         blocks: sizes that were used, ours and theirs.
     """
 
@@ -36,7 +36,7 @@ class Reading:
     matrix: float
     units: dict[str, float]
     memory: float
-    around: float
+    around: float | None
     other: str
     against: float | None
     blocks: str
@@ -104,7 +104,7 @@ def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks,
         mean(lambda kernel: kernel.utilisation),
         {unit: mean(partial(Kernel.use, unit=unit)) for unit in UNITS},
         sum(kernel.memory or 0 for kernel in kernels) / cycles,
-        kernels[0].around,
+        None if part == "forward" and not isinstance(problem, Decoding) else kernels[0].around,
         other if against is not None else "",
         against,
         blocks,

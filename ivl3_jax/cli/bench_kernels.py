@@ -105,7 +105,8 @@ def _reading(reading) -> list[str]:
     bar = "" if reading.bar is None else f"{reading.bar}"
     numbers = f"{reading.cycles / 1e6:.3f}", f"{reading.milliseconds:.3f}"
     shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
-    rest = f"{reading.memory:.0%}", f"{reading.around / 1e6:.3f}", reading.blocks
+    around = "" if reading.around is None else f"{reading.around / 1e6:.3f}"
+    rest = f"{reading.memory:.0%}", around, reading.blocks
     return [reading.chip, reading.problem, reading.part, *numbers, *shares, other, ratio, bar, *rest]
 
 
@@ -128,7 +129,8 @@ def _timing(timing) -> list[str]:
 METHOD = """
 Cycles are the compiler's schedule of the kernels alone: bundles of each region times its runs, or what its matrix units
 or the memory traffic need where that is more; a lower bound. matrix: the part of what the matrix units can do, products
-with padding included. then: the unit that is fullest beside them. ratio: cycles over those in "against".
+with padding included. then: the unit that is fullest beside them. ratio: cycles over those in "against"; bar: what
+was asked of it at most.
 """
 CLOCK = """
 Medians of five rounds. TFLOP/s are of what has to be computed; beside them the part of a large matrix product's rate.

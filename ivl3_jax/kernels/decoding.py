@@ -66,6 +66,8 @@ def new_cache(k: jax.Array, v: jax.Array, capacity: int, implementation: str | N
     if name == "tpu" and capacity % PAGE:
         nearest = -(-capacity // PAGE) * PAGE
         raise ValueError(f"a paged cache has whole pages of {PAGE}; capacity is {capacity}, the nearest is {nearest}")
+    if name == "tpu" and not supports(K, H, k.dtype):
+        raise ValueError(f"{K} kv heads of {H} in {k.dtype} cannot lie in a paged cache; take plain")
     if name == "tpu":
         return PagedCache(*(jnp.pad(x.reshape(B, S, K * H), (whole, more, whole)) for x in (k, v)))
     keys = jnp.pad(k.transpose(0, 2, 3, 1).reshape(B * K, H, S), (whole, whole, more))

@@ -7,6 +7,7 @@ list is made by `packed_schedule` at run time; blocks of one segment below the d
 and the others are worked on in pieces, those left out that are empty.
 """
 
+import bisect
 from functools import partial
 
 import jax
@@ -22,7 +23,7 @@ from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 from ivl3_jax.kernels.tpu_packed_attention_forward import forward
 
-LANES_AT_ONCE = 2048  # of the query heads of a step, so that they fit in VMEM
+LANES_AT_ONCE, KV_LANES_AT_ONCE = 2048, 1024  # of the query and of the kv heads of a step, so that they fit in VMEM
 
 
 def attention(
@@ -79,19 +80,32 @@ def unsupported(q, k, q_segments, kv_segments, q_offset: int | jax.Array | None 
     if q.size == 0 or k.size == 0:
         return None  # there is nothing to do
     tiles = _tiles(forward_blocks, q, k)
-    if (wide := tiles.heads * H) > LANES_AT_ONCE:
-        heads = f"{tiles.kv_heads} kv heads with their {tiles.heads} query heads of {H}"
-        return f"{heads} are worked on at once, {wide} lanes; at most {LANES_AT_ONCE} are supported"
+    for count, most in ((tiles.heads, LANES_AT_ONCE), (tiles.kv_heads, KV_LANES_AT_ONCE)):
+        if count * H > most:
+            heads = f"{tiles.kv_heads} kv heads with their {tiles.heads} query heads of {H}"
+            return f"{heads} are worked on at once, {count * H} lanes; at most {most} are supported"
     backward_tiles = _tiles(backward_blocks, q, k)
-    for blocks, keys in ((tiles.blocks, L), (backward_tiles.blocks, min(L, span(backward_tiles)))):
-        most = schedule.most_pairs(B, -(-S // blocks.q), -(-keys // blocks.kv), blocks, True, q_offset)
-        if most > schedule.MOST_PAIRS:
-            rows = B * schedule.MOST_PAIRS // most
-            fitting = int(S * (schedule.MOST_PAIRS / most) ** 0.5) // blocks.q * blocks.q
-            would = f"{rows} such rows would do" if rows else f"{fitting} queries and keys would do"
-            told = f"{B} rows of {S} queries and {L} keys make up to {most} pairs of blocks"
-            return f"{told}, and {schedule.MOST_PAIRS} are supported on a device; {would}"
-    return None
+
+    def pairs(queries: int, keys: int) -> int:
+        """The most of both passes; the backward one takes its keys in spans."""
+        both = (tiles.blocks, keys), (backward_tiles.blocks, min(keys, span(backward_tiles)))
+        return max(
+            schedule.most_pairs(B, -(-queries // blocks.q), -(-n // blocks.kv), blocks, True, q_offset)
+            for blocks, n in both
+        )
+
+    if (most := pairs(S, L)) <= schedule.MOST_PAIRS:
+        return None
+    if rows := B * schedule.MOST_PAIRS // most:
+        would = f"{rows} such rows would do"
+    else:
+        whole = S == L
+        step = max(tiles.blocks.q, backward_tiles.blocks.q)
+        counts = range(step, S, step)
+        fitting = bisect.bisect_right(counts, schedule.MOST_PAIRS, key=lambda n: pairs(n, n if whole else L))
+        would = f"{counts[max(0, fitting - 1)]} queries{' and keys' * whole} would do"
+    told = f"{B} rows of {S} queries and {L} keys make up to {most} pairs of blocks"
+    return f"{told}, and {schedule.MOST_PAIRS} are supported on a device; {would}"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -75,7 +75,8 @@ def unsupported(q, k, q_segments, kv_segments, causal: bool) -> str | None:
     if H not in HEAD_DIMS:
         return f"head size {H} is not supported, only {' and '.join(map(str, HEAD_DIMS))}"
     if N * H % LANES:
-        return f"{N} heads of {H} do not fill {LANES} lanes; {N - 1 or 2} or {N + 1} heads would"
+        nearest = " or ".join(str(n) for n in (N - 1, N + 1) if n)
+        return f"{N} heads of {H} do not fill {LANES} lanes; {nearest} heads would"
     if S != P + 1:
         return (
             f"{S} positions are not supported; the nearest are {P + 1}, a multiple of {LANES} up to {PATCHES} and one"

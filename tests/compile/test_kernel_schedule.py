@@ -17,7 +17,9 @@ def test_known_work_is_counted(libtpu, chip):
     assert len(known) == (5 if chip == "v5e" else 4)
     for one in known:
         if one.measured:
-            assert one.kernel.milliseconds <= one.measured  # a lower bound
+            # A lower bound; small blocks wait for their copies, which it does not see.
+            least = 0.75 if one.measured < 1 else 0.3
+            assert least < one.kernel.milliseconds / one.measured <= 1
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_model_that_was_called_before_takes_another_family_within():
 
 def test_cudnn_stands_back_where_there_is_none():
     q = jax.ShapeDtypeStruct((1, 64, 2, 64), "bfloat16")
-    with preferring("cudnn"):
+    with preferring("cudnn"), mock.patch.object(attention, "on_gpu", lambda: False):
         assert attention.chosen(q, q, None, False) == "chunked"
 
 
