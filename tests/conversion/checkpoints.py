@@ -57,3 +57,21 @@ def abstract(config, dtype=np.float32):
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def modules(torch, tensors):
+    """Modules whose state has these names; matrices are linear layers'."""
+    root = torch.nn.Module()
+    for name, x in tensors.items():
+        *parents, parent, leaf = name.split(".")
+        module = root
+        for part in parents:
+            if part not in module._modules:
+                module.register_module(part, torch.nn.Module())
+            module = module._modules[part]
+        if parent not in module._modules:
+            linear = leaf == "weight" and x.ndim == 2
+            bias = f"{name.removesuffix('weight')}bias" in tensors
+            module.register_module(parent, torch.nn.Linear(*x.shape[::-1], bias) if linear else torch.nn.Module())
+        module._modules[parent].register_parameter(leaf, torch.nn.Parameter(torch.from_numpy(x)))
+    return root

@@ -8,7 +8,7 @@ import ivl3_jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.conversion.reader import read_params
 from ivl3_jax.hf_config import read_config
-from tests.conversion.checkpoints import abstract, random_tensors, small_config, write_checkpoint
+from tests.conversion.checkpoints import abstract, modules, random_tensors, small_config, write_checkpoint
 from tests.models.small import relative
 from tests.parity.reference import tiny
 from tests.tolerances import STACK
@@ -85,24 +85,6 @@ def test_merged_equals_unmerged_applied_by_peft(case, torch, transformers, tmp_p
     with torch.no_grad():
         theirs = model.float()(torch.from_numpy(batch.tokens).long()).logits.numpy()
     assert relative(ours, theirs) < STACK["float32"]
-
-
-def modules(torch, tensors):
-    """Modules whose state has these names; matrices are linear layers'."""
-    root = torch.nn.Module()
-    for name, x in tensors.items():
-        *parents, parent, leaf = name.split(".")
-        module = root
-        for part in parents:
-            if part not in module._modules:
-                module.register_module(part, torch.nn.Module())
-            module = module._modules[part]
-        if parent not in module._modules:
-            linear = leaf == "weight" and x.ndim == 2
-            bias = f"{name.removesuffix('weight')}bias" in tensors
-            module.register_module(parent, torch.nn.Linear(*x.shape[::-1], bias) if linear else torch.nn.Module())
-        module._modules[parent].register_parameter(leaf, torch.nn.Parameter(torch.from_numpy(x)))
-    return root
 
 
 @pytest.mark.parametrize("layout", ["hf", "original"])

@@ -13,8 +13,7 @@ from ivl3_jax.conversion.adapter_tensors import half_layouts, linear_layers
 from ivl3_jax.hf_config import read_config
 from ivl3_jax.models.adapters import Lora, merged
 from ivl3_jax.models.model import Model
-from tests.conversion.checkpoints import random_tensors, small_config, write_checkpoint
-from tests.conversion.test_peft import modules
+from tests.conversion.checkpoints import modules, random_tensors, small_config, write_checkpoint
 from tests.models.adapted import EVERYWHERE, adapter_gradients, trained
 from tests.models.small import relative
 from tests.parity.reference import tiny
