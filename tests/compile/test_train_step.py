@@ -43,3 +43,6 @@ def test_compiles_and_fits_v5e_4x4(libtpu, mesh):
     memory = step.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert used - memory.alias_size_in_bytes < HBM
+    text = step.as_text()
+    for kernel in ("vit_attention_backward", "packed_attention_backward", "cross_entropy_d_w"):
+        assert kernel in text
