@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
-from ivl3_jax.bench import decoding, loss, packed, vit
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+from ivl3_jax.bench import decoding, loss, packed, timing, vit
 from ivl3_jax.bench.problems import Attention, Decoding, Loss
 from ivl3_jax.bench.schedule import CHIPS, Kernel
+from ivl3_jax.kernels.family import preferring
 
 # What ours / theirs shall not exceed.
 BARS = {"vit-6b": 0.82, "vit-300m": 0.75, "packed": 0.9, "loss-1b": 1.15, "loss-2b": 1.15, "loss-8b": 1.15}
@@ -24,6 +29,7 @@ class Reading:
         matrix: the part of what the matrix units can do, padding's products included. units: of other units' slots.
         memory: cycles of the HBM traffic over `cycles`. around: cycles of XLA's own operations in our program, by the
             compiler's estimate, which are in no ratio: transpositions, lists; None where only a part of it is read.
+        error: of ours interpreted in bfloat16, by v5's blocks, from the oracle in float32, see `timing.Timing`.
         blocks: sizes that were used, ours and theirs.
     """
 
@@ -39,6 +45,7 @@ class Reading:
     around: float | None
     other: str
     against: float | None
+    error: float
     blocks: str
     bar: float | None
 
@@ -107,6 +114,14 @@ def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks,
         None if part == "forward" and not isinstance(problem, Decoding) else kernels[0].around,
         other if against is not None else "",
         against,
+        _error(problem, part == "both"),
         blocks,
         bar,
     )
+
+
+@cache
+def _error(problem: Attention | Loss | Decoding, backward: bool) -> float:
+    mesh = jax.make_mesh((1,), ("device",), (AxisType.Auto,), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh), preferring("tpu"):
+        return timing.error(problem.for_errors(), "ours", jnp.bfloat16, backward)

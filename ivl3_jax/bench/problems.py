@@ -11,7 +11,8 @@ import numpy as np
 class Attention:
     """B rows of S positions, N query heads of H elements over K kv heads.
 
-    `segments` are lengths of a packed row, in which attention is causal; without any it is bidirectional.
+    `segments` are lengths of a packed row, in which attention is causal; without any it is bidirectional. What padding
+    behind them sees differs between implementations, and with it their errors.
     """
 
     name: str
@@ -62,8 +63,11 @@ class Attention:
         return replace(self, B=1, K=K, N=self.N // self.K * K)._with_positions(1025)
 
     def _with_positions(self, most: int) -> "Attention":
-        S = min(self.S, most)
-        return replace(self, S=S, segments=tuple(max(1, n * S // self.S) for n in self.segments))
+        if most >= self.S:
+            return self
+        # Ends that grow in proportion leave no padding, which implementations treat unlike.
+        ends = [end * most // self.S for end in np.cumsum((0, *self.segments))]
+        return replace(self, S=most, segments=tuple(int(n) for n in np.diff(ends) if n))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def measure(
             try:
                 with jax.set_mesh(mesh):
                     took = _seconds(*_program(problem, name, dtype, backward))
-                    error = _error(problem.for_errors(), name, dtype, backward)
+                    far = error(problem.for_errors(), name, dtype, backward)
             except (ValueError, NotImplementedError, RuntimeError, ImportError) as refusal:
                 if name == "ours":
                     raise
@@ -74,7 +74,7 @@ def measure(
             rate = problem.flops(backward) / took
             if name == "ours":
                 named = (*named[:3], f"ours ({peers.choice(problem, dtype, mesh)})")
-            yield Timing(*named, took * 1e3, rate / 1e12, rate / most, error)
+            yield Timing(*named, took * 1e3, rate / 1e12, rate / most, far)
 
 
 def _program(problem, name: str, dtype, backward: bool) -> tuple[Callable, tuple[Any, ...]]:
@@ -92,7 +92,8 @@ def _program(problem, name: str, dtype, backward: bool) -> tuple[Callable, tuple
     return jax.jit(both), (d_out, *operands)
 
 
-def _error(problem, name: str, dtype, backward: bool) -> float:
+def error(problem: peers.Problem, name: str, dtype, backward: bool) -> float:
+    """Of an implementation, from the oracle in float32, as `Timing.error`; a mesh has to be set."""
     run, operands = _program(problem, name, dtype, backward)
     reference, same = _program(problem, "oracle", dtype, backward)
     with jax.default_matmul_precision("highest"):

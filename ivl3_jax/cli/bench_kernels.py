@@ -94,7 +94,7 @@ def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Tabl
             for problem in problems:
                 yield from cases.read(problem, chip, splash=splash, search=search, say=say)
 
-    head = ["chip", "kernel", "pass", "Mcycles", "ms", "matrix", "then", "against", "ratio", "bar"]
+    head = ["chip", "kernel", "pass", "Mcycles", "ms", "matrix", "then", "against", "ratio", "bar", "error"]
     return readings, [*head, "HBM", "around", "blocks"], _reading
 
 
@@ -106,7 +106,7 @@ def _reading(reading) -> list[str]:
     numbers = f"{reading.cycles / 1e6:.3f}", f"{reading.milliseconds:.3f}"
     shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
     around = "" if reading.around is None else f"{reading.around / 1e6:.3f}"
-    rest = f"{reading.memory:.0%}", around, reading.blocks
+    rest = f"{reading.error:.0e}", f"{reading.memory:.0%}", around, reading.blocks
     return [reading.chip, reading.problem, reading.part, *numbers, *shares, other, ratio, bar, *rest]
 
 
@@ -130,7 +130,8 @@ METHOD = """
 Cycles are the compiler's schedule of the kernels alone: bundles of each region times its runs, or what its matrix units
 or the memory traffic need where that is more; a lower bound. matrix: the part of what the matrix units can do, products
 with padding included. then: the unit that is fullest beside them. ratio: cycles over those in "against"; bar: what
-was asked of it at most.
+was asked of it at most. error: of the kernels interpreted in bfloat16, from the oracle in float32, root mean square,
+the worst of result and gradients, on a smaller problem.
 """
 CLOCK = """
 Medians of five rounds. TFLOP/s are of what has to be computed; beside them the part of a large matrix product's rate.
