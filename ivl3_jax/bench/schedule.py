@@ -23,33 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivl3_jax import chips
 from ivl3_jax.bench.bundles import SLOTS, Program, count_runs, read_program
 from ivl3_jax.libtpu import WITHOUT_TPU
 
-
-@dataclass(frozen=True)
-class Chip:
-    """What a device is. Peaks and bandwidth are Google's published ones; v6e's clock is inferred from its peak."""
-
-    topology: str
-    ghz: float
-    teraflops: float  # bf16, of the device
-    gigabytes: float  # a second, HBM
-    cores: int
-    array: int  # rows and columns of a matrix unit
-    units: int  # matrix units of a core
-
-    @property
-    def row_cycles(self) -> float:
-        """Cycles in which a matrix unit takes one row: what makes its peak the published one."""
-        return 2 * self.array**2 * self.units * self.cores * self.ghz / (self.teraflops * 1e3)
-
-
-CHIPS = {
-    "v5e": Chip("v5e:2x2", 1.5, 197, 819, 1, 128, 4),
-    "v5p": Chip("v5p:2x2x1", 1.75, 459, 2765, 2, 128, 4),
-    "v6e": Chip("v6e:2x2", 1.75, 918, 1640, 1, 256, 2),
-}
+# Those that kernels have been compiled for, and their schedules read.
+CHIPS = {name: chips.CHIPS[name] for name in ("v5e", "v5p", "v6e")}
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ def cycles_of(
     """
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
-        task.write_bytes(pickle.dumps((make, arguments, CHIPS[chip].topology)))
+        task.write_bytes(pickle.dumps((make, arguments, CHIPS[chip].host)))
         settings = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",

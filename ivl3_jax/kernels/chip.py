@@ -5,20 +5,16 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AbstractDevice, PartitionSpec
 
-# As JAX names the devices; a kernel has been compiled and its schedule read for these alone.
-CHIPS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
+from ivl3_jax.chips import by_kind
+
+# A kernel has been compiled and its schedule read for these alone.
+COMPILED_FOR = ("v5e", "v5p", "v6e")
 
 
 def chip() -> str | None:
     """v5e, v5p or v6e, by the mesh that is set and without one by the default device; None for any other device."""
-    return CHIPS.get(_device().device_kind)
+    found = by_kind(_device().device_kind)
+    return found.name if found is not None and found.name in COMPILED_FOR else None
 
 
 def on_gpu() -> bool:

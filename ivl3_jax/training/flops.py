@@ -6,20 +6,14 @@ from collections.abc import Mapping
 import jax
 from flax.traverse_util import flatten_dict
 
+from ivl3_jax.chips import CHIPS
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.model import Params
 from ivl3_jax.training.config import Component
 from ivl3_jax.training.trained import ADAPTERS
 
 # Dense bfloat16 products, peak operations a second of one device as jax names it; from the vendors' data sheets.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+PEAKS = {kind: chip.teraflops * 1e12 for chip in CHIPS.values() for kind in chip.kinds} | {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,

@@ -10,6 +10,23 @@ from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.validation import check_sizes
 
 
+def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, tiles: int, parts: int = 1) -> Batch:
+    """The sharding of each array [A, B, ...] of a batch; arguments and errors as those of `Placement`."""
+    if rows % parts:
+        works = [n for n in range(1, rows + 1) if rows % n == 0]
+        raise ValueError(
+            f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
+        )
+    B = rows // parts
+    check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
+    check_sizes("all tiles of a part", {"tiles": B * tiles}, plan.vision.activation("tiles"), plan)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),
+        batch_specs(plan),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
 class Placement:
     """The layout [A, B, ...] of a batch of R = A · B rows that are computed in A parts, row a · B + b at [a, b].
 
@@ -23,20 +40,8 @@ class Placement:
         Raises:
             ValueError: rows, positions or tiles do not divide over the parts or the plan's axes.
         """
-        if rows % parts:
-            works = [n for n in range(1, rows + 1) if rows % n == 0]
-            raise ValueError(
-                f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
-            )
-        B = rows // parts
-        check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
-        check_sizes("all tiles of a part", {"tiles": B * tiles}, plan.vision.activation("tiles"), plan)
-        self.parts, self._all = parts, rows
-        self._shardings = jax.tree.map(
-            lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),
-            batch_specs(plan),
-            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-        )
+        self.parts, self._all, B = parts, rows, rows // parts
+        self._shardings = batch_layout(plan, mesh, rows, tokens, tiles, parts)
         here = self._shardings.source_id.addressable_devices_indices_map((parts, B, 1)).values()
         within = sorted({b for _, bs, _ in here for b in range(*bs.indices(B))})
         self.rows = [a * B + b for a in range(parts) for b in within]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import Params
@@ -78,6 +79,18 @@ def init_state(params: Params, config: TrainConfig) -> TrainState:
         return TrainState(step, {}, moments, average, RewardShift(*zeros[:2]), (zeros[2], zeros[3]))
 
     return jax.jit(fresh)(params)._replace(params=params)
+
+
+def abstract_state(params: Params, config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and layouts of the state before the first step; `params` are those of the parameters."""
+    with jax.set_mesh(mesh):
+        found = jax.eval_shape(lambda params: init_state(params, config), params)
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, found)
 
 
 def make_step(

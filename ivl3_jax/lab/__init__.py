@@ -1,0 +1,1 @@
+"""The pod laboratory: a train step compiled for a TPU slice without one, and what its compiled module tells."""

@@ -1,0 +1,208 @@
+"""The real train step compiled ahead of time for a topology, by JAX's public calls only; no array is made.
+
+Without a TPU the variables of `ivl3_jax.libtpu` must be set before jax is imported, as the `ivl3` command does.
+"""
+
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from ivl3_jax.batch import empty_batch
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.lab.options import OPTIONS
+from ivl3_jax.lab.topology import PlacedMesh
+from ivl3_jax.models.adapters import with_adapters
+from ivl3_jax.models.model import abstract_model
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.training.config import TrainConfig
+from ivl3_jax.training.loop import objective_of
+from ivl3_jax.training.placing import batch_layout
+from ivl3_jax.training.step import abstract_state, make_step
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+AMOUNT = r"([\d.]+)\s*([KMGT]?)(?:i?B)?\b"
+COMPLAINT = re.compile(r"^[WE]\d{4} [\d:.]+\s+\d+ ([\w.]+):\d+\] (.*)$")
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A step's batch: rows of the whole step, positions and tiles of a row, segments of a row."""
+
+    rows: int
+    tokens: int
+    tiles: int = 0
+    segments: int = 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip's HBM.
+
+    Attributes:
+        parameters, optimizer: their shards. batch: likewise.
+        temporaries: everything else that the step has at its fullest: activations, gathered weights, gradients.
+        total: what the compiler counts, padding of layouts included.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    temporaries: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory that was not enough. `kind`: HBM or VMEM. Bytes, None where the compiler does not say."""
+
+    kind: str
+    wanted: int | None
+    available: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of compiling a step.
+
+    Attributes:
+        text: the scheduled module in HLO, "" if memory was not enough.
+        memory: of one chip; None likewise. shortage: why not.
+        trace_seconds, compile_seconds: what tracing with lowering, and compiling took.
+        complaints: warnings of the compiler, each once.
+        options: those that it was given.
+    """
+
+    text: str
+    memory: Memory | None
+    shortage: Shortage | None
+    trace_seconds: float
+    compile_seconds: float
+    complaints: tuple[str, ...]
+    options: Mapping[str, bool | int | str]
+
+
+def compile_step(
+    config: InternVLConfig,
+    plan: ShardingPlan,
+    placed: PlacedMesh,
+    shape: BatchShape,
+    train: TrainConfig | None = None,
+    *,
+    param_dtype: str = "float32",
+    dtype: str = "bfloat16",
+    options: Mapping[str, bool | int | str] | None = None,
+) -> Compiled:
+    """Compiles the train step of a model under a plan.
+
+    Args:
+        placed: the plan's mesh. train: what is trained and how; `accumulate` cuts the rows into parts.
+        options: of the compiler; by default those of the chip in `OPTIONS`.
+
+    Raises:
+        ValueError: the plan does not fit the model or the batch, or the compiler refuses an option.
+    """
+    train, mesh = train or TrainConfig(), placed.mesh
+    chosen = dict(OPTIONS[placed.topology.chip.name] if options is None else options)
+    before = time.perf_counter()
+    graphdef, params = abstract_model(config, plan, mesh, param_dtype=param_dtype, dtype=dtype)
+    if train.adapters:
+        graphdef, params = with_adapters(graphdef, params, train.adapters, plan, mesh)
+    state = abstract_state(params, train, mesh)
+    batch, reference = _abstract_batch(config, plan, placed, shape, train)
+    with jax.set_mesh(mesh):
+        step: Any = make_step(graphdef, params, objective_of(train), train, config.tile_tokens)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        lowered = step.trace(state, batch, reference, key).lower(lowering_platforms=("tpu",))
+        traced, said = time.perf_counter(), []
+        try:
+            with _stderr(said):
+                done = lowered.compile(compiler_options=chosen)
+        except jax.errors.JaxRuntimeError as error:
+            shortage, seconds = _shortage(str(error)), time.perf_counter() - traced
+            return Compiled("", None, shortage, traced - before, seconds, _complaints(said), chosen)
+    seconds = time.perf_counter() - traced
+    memory = _memory(done.memory_analysis(), state, batch)
+    return Compiled(done.as_text(), memory, None, traced - before, seconds, _complaints(said), chosen)
+
+
+def _abstract_batch(
+    config: InternVLConfig, plan: ShardingPlan, placed: PlacedMesh, shape: BatchShape, train: TrainConfig
+) -> tuple[Any, Any]:
+    """Shapes, dtypes and layouts of a batch [A, B, ...], and of the reference's log-probabilities, None without."""
+    parts = train.accumulate
+    layout = batch_layout(plan, placed.mesh, shape.rows, shape.tokens, shape.tiles, parts)
+    one = empty_batch(1, shape.tokens, shape.tiles, shape.segments, config.vision.image_size)
+    batch = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(
+            (parts, shape.rows // parts, *x.shape[1:]), x.dtype, sharding=sharding
+        ),
+        one,
+        layout,
+    )
+    if train.preference is None:
+        return batch, None
+    return batch, jax.ShapeDtypeStruct(batch.source_id.shape, "float32", sharding=layout.source_id)
+
+
+def _memory(analysis: Any, state: Any, batch: Any) -> Memory:
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    total = arguments + temporaries + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    parameters, inputs = _shard_bytes(state.params), _shard_bytes(batch)
+    optimizer = _shard_bytes(state) - parameters
+    return Memory(parameters, optimizer, inputs, total - parameters - optimizer - inputs, total)
+
+
+def _shard_bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shortage(message: str) -> Shortage:
+    """What a compiler's error says of memory.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    words = " ".join(message.split())
+    kind = "VMEM" if re.search("vmem", words, re.IGNORECASE) else "HBM"
+    if "RESOURCE_EXHAUSTED" not in words and "Ran out of memory" not in words:
+        raise ValueError(f"the compiler refuses the step: {words[:600]}")
+    wanted = re.search(rf"(?:Used|requires?d?[^.]*?\(|[Ss]ize:?|with size|allocation of) ?{AMOUNT}", words)
+    room = re.search(rf"(?:of|available HBM \(|[Ll]imit(?: of)?:?|exceed\w* .{{0,40}}?limit \() ?{AMOUNT}", words)
+    return Shortage(kind, _bytes(wanted), _bytes(room), words[:600])
+
+
+def _bytes(found: re.Match[str] | None) -> int | None:
+    return None if found is None else int(float(found[1]) * UNITS[found[2]])
+
+
+@contextmanager
+def _stderr(lines: list[str]) -> Iterator[None]:
+    """Collects what is written to the process's standard error meanwhile: the compiler writes from C++."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines.extend(file.read().decode(errors="replace").splitlines())
+
+
+def _complaints(lines: list[str]) -> tuple[str, ...]:
+    found = (COMPLAINT.match(line) for line in lines)
+    return tuple(dict.fromkeys(match[2].strip() for match in found if match))

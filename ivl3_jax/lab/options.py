@@ -1,0 +1,38 @@
+"""Compiler options by chip: the public flags of published training runs that today's compiler takes."""
+
+from collections.abc import Mapping
+
+# Collectives run beside compute; gradients of replicated parameters are reduced while the backward pass goes on.
+_OVERLAP = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+# A collective is cut into pieces that travel inside the fusions beside it.
+_FUSED = {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+}
+
+# From MaxText's configurations of v5e, v5p and v6e (configs/tpu of its repository).
+OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
+    "v4": _OVERLAP | _FUSED,
+    "v5e": _OVERLAP | _FUSED,
+    "v5p": _OVERLAP
+    | _FUSED
+    | {
+        "xla_tpu_megacore_fusion_allow_ags": False,
+        "xla_enable_async_collective_permute": True,
+        "xla_tpu_enable_ag_backward_pipelining": True,
+    },
+    "v6e": _OVERLAP
+    | _FUSED
+    | {
+        "xla_tpu_scoped_vmem_limit_kib": 98304,
+        "xla_tpu_use_minor_sharding_for_major_trivial_input": True,
+        "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": 1,
+        "xla_tpu_assign_all_reduce_scatter_layout": True,
+    },
+}
