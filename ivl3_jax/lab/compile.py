@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
 
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.config import InternVLConfig

@@ -1,5 +1,6 @@
 """Published training runs on TPUs, which the prediction is held against."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from ivl3_jax.chips import CHIPS
@@ -74,8 +75,10 @@ class Run:
 
     @property
     def plan(self) -> ShardingPlan:
+        """Megatron's split with the residual stream sharded over `tensor` too, as the runs have it."""
         base = ShardingPlan.read("fsdp_tensor", self.mesh)
-        return ShardingPlan(**{**vars(base), "remat": {"vision": "full", "decoder": self.remat}})
+        decoder = dataclasses.replace(base.decoder, activations={**base.decoder.activations, "residual": ("tensor",)})
+        return dataclasses.replace(base, decoder=decoder, remat={"vision": "full", "decoder": self.remat})
 
     @property
     def batch(self) -> BatchShape:
