@@ -106,21 +106,22 @@ def compile_step(
 
     Args:
         placed: the plan's mesh. train: what is trained and how; `accumulate` cuts the rows into parts.
-        options: of the compiler; by default those of the chip in `OPTIONS`.
+        options: of the compiler; by default those of the chip in `OPTIONS`, and over them the plan's.
 
     Raises:
         ValueError: the plan does not fit the model or the batch, or the compiler refuses an option.
     """
     train, mesh = train or TrainConfig(), placed.mesh
-    chosen = dict(OPTIONS[placed.topology.chip.name] if options is None else options)
+    chip = placed.topology.chip.name
+    chosen = {**OPTIONS[chip], **plan.compiler.get(chip, {})} if options is None else dict(options)
     before = time.perf_counter()
     graphdef, params = abstract_model(config, plan, mesh, param_dtype=param_dtype, dtype=dtype)
     if train.adapters:
         graphdef, params = with_adapters(graphdef, params, train.adapters, plan, mesh)
-    state = abstract_state(params, train, mesh)
+    state = abstract_state(params, train, plan, mesh)
     batch, reference = _abstract_batch(config, plan, placed, shape, train)
     with jax.set_mesh(mesh):
-        step: Any = make_step(graphdef, params, objective_of(train), train, config.tile_tokens)
+        step: Any = make_step(graphdef, params, objective_of(train), train, config.tile_tokens, plan=plan)
         key = jax.eval_shape(lambda: jax.random.key(0))
         lowered = step.trace(state, batch, reference, key).lower(lowering_platforms=("tpu",))
         traced, said = time.perf_counter(), []
@@ -140,7 +141,7 @@ def _abstract_batch(
 ) -> tuple[Any, Any]:
     """Shapes, dtypes and layouts of a batch [A, B, ...], and of the reference's log-probabilities, None without."""
     parts = train.accumulate
-    layout = batch_layout(plan, placed.mesh, shape.rows, shape.tokens, shape.tiles, parts)
+    layout = batch_layout(plan, placed.mesh, shape.rows, shape.tokens, parts)
     one = empty_batch(1, shape.tokens, shape.tiles, shape.segments, config.vision.image_size)
     batch = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(

@@ -312,9 +312,7 @@ def _instruction(line: str) -> Instruction:
     root, name, shapes, opcode, rest = found.groups()
     end = _closing(rest)
     inside, attributes = rest[:end], rest[end + 1 :]
-    return Instruction(
-        name, opcode, Shape.all(shapes), tuple(_OPERAND.findall(inside)), inside, attributes, bool(root)
-    )
+    return Instruction(name, opcode, Shape.all(shapes), tuple(_OPERAND.findall(inside)), inside, attributes, bool(root))
 
 
 def _closing(text: str) -> int:

@@ -7,6 +7,7 @@ from ivl3_jax.chips import CHIPS
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
 from ivl3_jax.lab.compile import BatchShape
 from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.remat import LINEARS, POLICIES, Remat
 
 _MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/main/"
 
@@ -17,7 +18,7 @@ class Run:
 
     Attributes:
         name: of the row. topology: the slice. decoder: its sizes. mesh: sizes of the plan's axes.
-        rows: of a chip. tokens: of a row. remat: of the decoder's layers; `saved` says what the run itself saves.
+        rows: of a chip. tokens: of a row. remat: of the decoder's layers.
         teraflops: published, a chip, by `operations`; None where `rate`, tokens a second and chip, is given.
         fitted: whether the constants of `Calibration` were fitted on it.
         source: the document.
@@ -29,8 +30,7 @@ class Run:
     mesh: dict[str, int]
     rows: int
     tokens: int
-    remat: str
-    saved: str
+    remat: Remat
     teraflops: float | None
     rate: float | None
     fitted: bool
@@ -76,9 +76,8 @@ class Run:
     @property
     def plan(self) -> ShardingPlan:
         """Megatron's split with the residual stream sharded over `tensor` too, as the runs have it."""
-        base = ShardingPlan.read("fsdp_tensor", self.mesh)
-        decoder = dataclasses.replace(base.decoder, activations={**base.decoder.activations, "residual": ("tensor",)})
-        return dataclasses.replace(base, decoder=decoder, remat={"vision": "full", "decoder": self.remat})
+        remat = {"vision": POLICIES["full"], "decoder": self.remat}
+        return dataclasses.replace(ShardingPlan.read("sequence", self.mesh), remat=remat)
 
     @property
     def batch(self) -> BatchShape:
@@ -99,8 +98,7 @@ RUNS = (
         {"fsdp": 256},
         6,
         2048,
-        "full",
-        "nothing",
+        POLICIES["full"],
         120,
         None,
         True,
@@ -113,8 +111,7 @@ RUNS = (
         {"fsdp": 256},
         2,
         2048,
-        "full",
-        "nothing",
+        POLICIES["full"],
         118,
         None,
         False,
@@ -127,8 +124,7 @@ RUNS = (
         {"fsdp": 16, "tensor": 4},
         6,
         2048,
-        "dots",
-        "all matrix products",
+        Remat(LINEARS),
         328,
         None,
         True,
@@ -141,8 +137,7 @@ RUNS = (
         {"fsdp": 16, "tensor": 8},
         1,
         2048,
-        "dots",
-        "all matrix products",
+        Remat(LINEARS),
         315,
         None,
         False,
@@ -155,8 +150,7 @@ RUNS = (
         {"fsdp": 64},
         2,
         4096,
-        "dots",
-        "all but the mlp's inputs",
+        Remat(("q", "k", "v", "out", "down")),
         None,
         692,
         False,
@@ -169,8 +163,7 @@ RUNS = (
         {"fsdp": 256},
         4,
         8192,
-        "full",
-        "inputs and q, k, v, out, on the host",
+        Remat((), offload=("input", "q", "k", "v", "out")),
         None,
         7207,
         True,

@@ -16,6 +16,7 @@ from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, p
 from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_frequencies, rope_table
 from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.plan import Rules
+from ivl3_jax.sharding.remat import POLICIES, Remat
 
 INSIDE = ("batch", "sequence")  # inside a block
 STREAM = ("batch", "residual")  # between blocks
@@ -88,7 +89,7 @@ class Decoder(nnx.Module):
         *,
         vocab_rows: int,
         rules: Rules,
-        remat: str = "none",
+        remat: Remat = POLICIES["none"],
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ) -> None:

@@ -163,10 +163,8 @@ def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
     """Puts a batch of host arrays onto the mesh.
 
     Raises:
-        ValueError: rows, positions or tiles do not divide over the plan's axes.
+        ValueError: rows or positions do not divide over the plan's axes.
     """
     B, S = batch.tokens.shape
     check_sizes("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
-    tiles = B * batch.tiles.shape[1]
-    check_sizes("all tiles of the batch", {"tiles": tiles}, plan.vision.activation("tiles"), plan)
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))

@@ -91,4 +91,4 @@ class Beginning:
 
     def state(self, config: TrainConfig) -> TrainState:
         """Shapes, dtypes and layouts of the training state."""
-        return abstract_state(self.abstract, config, self.mesh)
+        return abstract_state(self.abstract, config, self.plan, self.mesh)

@@ -10,7 +10,7 @@ from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.validation import check_sizes
 
 
-def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, tiles: int, parts: int = 1) -> Batch:
+def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, parts: int = 1) -> Batch:
     """The sharding of each array [A, B, ...] of a batch; arguments and errors as those of `Placement`."""
     if rows % parts:
         works = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -19,7 +19,6 @@ def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, tiles: 
         )
     B = rows // parts
     check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
-    check_sizes("all tiles of a part", {"tiles": B * tiles}, plan.vision.activation("tiles"), plan)
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),
         batch_specs(plan),
@@ -38,10 +37,10 @@ class Placement:
         """`rows`, `tokens`, `tiles`: R, S and T of a batch. `parts`: A.
 
         Raises:
-            ValueError: rows, positions or tiles do not divide over the parts or the plan's axes.
+            ValueError: rows or positions do not divide over the parts or the plan's axes.
         """
         self.parts, self._all, B = parts, rows, rows // parts
-        self._shardings = batch_layout(plan, mesh, rows, tokens, tiles, parts)
+        self._shardings = batch_layout(plan, mesh, rows, tokens, parts)
         here = self._shardings.source_id.addressable_devices_indices_map((parts, B, 1)).values()
         within = sorted({b for _, bs, _ in here for b in range(*bs.indices(B))})
         self.rows = [a * B + b for a in range(parts) for b in within]
