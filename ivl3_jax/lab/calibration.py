@@ -1,0 +1,54 @@
+"""The constants of the prediction, few and each with a meaning; a user may feed his own, from real profiles."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Shares of what the chip could do.
+
+    Attributes:
+        products: of the peak that fusions with matrix products reach.
+        hbm: of HBM's bandwidth that fusions and moves reach.
+        ici: of a link's bandwidth that collectives reach. dcn: of the network's between slices.
+        host: GB a second between a chip and its host's memory.
+    """
+
+    products: float = 0.92
+    hbm: float = 0.9
+    ici: float = 0.85
+    dcn: float = 0.8
+    host: float = 16.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            most = None if name == "host" else 1
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0 or (most and value > most):
+                raise ValueError(
+                    f"Calibration.{name} is {value!r}; it must be a number above 0" + (" and at most 1" if most else "")
+                )
+
+    @classmethod
+    def read(cls, file: str | Path) -> Self:
+        """A YAML table of some of the fields; the others keep their defaults.
+
+        Raises:
+            OSError: the file cannot be read. ValueError: it holds something else.
+        """
+        try:
+            found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(found, dict) or (unknown := [name for name in found if name not in known]):
+            wrong = found if not isinstance(found, dict) else unknown[0]
+            raise ValueError(f"{file}: {wrong!r} is no constant; known: {', '.join(known)}")
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None

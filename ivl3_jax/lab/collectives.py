@@ -1,0 +1,156 @@
+"""The collectives of a compiled step: which, over which axes, how often, how much, and how long a torus takes."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ivl3_jax.lab.calibration import Calibration
+from ivl3_jax.lab.hlo import Instruction, Module, replica_groups
+from ivl3_jax.lab.topology import PlacedMesh, Span
+from ivl3_jax.sharding.axes import MESH_AXES
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+HOP = 1e-6  # seconds that a message takes to the neighbouring chip, about
+
+Link = tuple[int, int]  # dimension of the torus, direction
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the program, all its executions.
+
+    Attributes:
+        kind: in `KINDS`. axes: of the mesh. count: executions in a step.
+        bytes: of one execution on a device: of the result, and of the operand of reductions.
+        asynchronous: whether compute goes on beside it. scope: where in the traced program it comes from.
+        seconds: of one execution, alone on its links.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: float
+    bytes: int
+    asynchronous: bool
+    scope: str
+    seconds: float
+
+
+def kind_of(instruction: Instruction) -> str | None:
+    """The kind of a collective instruction, or of the start of one; None for others, and for the end of one."""
+    opcode = instruction.opcode.removesuffix("-start")
+    return opcode if opcode in KINDS else None
+
+
+def inside(module: Module, instruction: Instruction) -> list[Instruction]:
+    """The collectives that a fusion, or what an asynchronous call wraps, has in itself."""
+    found = []
+    for name in instruction.called:
+        for each in module.computations[name].instructions:
+            if kind_of(each):
+                found.append(each)
+            elif each.opcode in ("fusion", "async-start", "call"):
+                found.extend(inside(module, each))
+    return found
+
+
+class Network:
+    """What the torus and the network between slices do with a collective."""
+
+    def __init__(self, placed: PlacedMesh, calibration: Calibration) -> None:
+        self.placed = placed
+        chip = placed.topology.chip
+        self.link = chip.link * 1e9 * calibration.ici
+        self.dcn = chip.dcn * 1e9 * calibration.dcn
+        self._span = lru_cache(maxsize=None)(lambda members: placed.span(list(members)))
+        self._coordinates = np.array(np.unravel_index(np.arange(placed.mesh.size), placed.mesh.devices.shape)).T
+
+    def groups(self, instruction: Instruction) -> np.ndarray:
+        """The collective's groups; all devices where it names none."""
+        found = replica_groups(instruction)
+        return np.arange(self.placed.mesh.size)[None] if found is None or not found.size else found
+
+    def axes(self, instruction: Instruction) -> tuple[str, ...]:
+        """Mesh axes along which the members of a group differ."""
+        groups = self.groups(instruction)
+        where = self._coordinates[groups]  # [groups, members, axes]
+        differs = (where != where[:, :1]).any((0, 1))
+        return tuple(axis for axis, differ in zip(MESH_AXES, differs, strict=True) if differ)
+
+    def span(self, instruction: Instruction) -> Span:
+        """What the first group covers; the others are alike."""
+        return self._span(tuple(int(n) for n in self.groups(instruction)[0]))
+
+    def links(self, instruction: Instruction) -> tuple[Link, ...]:
+        """Links that it keeps busy: both directions of every dimension, one direction for a permutation."""
+        groups = self.groups(instruction)
+        places = self.placed.places[groups[:, :2]][..., 1:]
+        if kind_of(instruction) == "collective-permute":
+            moved = places[:, 1] - places[:, 0]
+            size = np.array(self.placed.topology.shape)
+            moved = np.where(abs(moved) > size / 2, -moved, moved)  # the short way round
+            nearest = moved[np.argmax((moved != 0).any(-1))]
+            return tuple((axis, int(np.sign(step))) for axis, step in enumerate(nearest) if step)
+        members = self.placed.places[groups[0]][:, 1:]
+        used = [axis for axis in range(members.shape[1]) if len(np.unique(members[:, axis])) > 1]
+        return tuple((axis, direction) for axis in used for direction in (-1, 1))
+
+    def seconds(self, instruction: Instruction, kind: str) -> float:
+        """Of one execution alone on its links.
+
+        Gathers and scatters of B bytes over n chips bring (n - 1)/n of B to each, over all the links that a chip has in
+        the dimensions that the group covers: two in a closed ring, one in a line; an all-reduce is a scatter and a
+        gather. Where the compiler names an algorithm of fewer dimensions, so many count.
+        """
+        size, members = message(instruction, kind), self.groups(instruction).shape[-1]
+        if members == 1:
+            return 0.0
+        span = self.span(instruction)
+        if kind == "collective-permute":
+            far = span.slices > 1
+            return size / (self.dcn if far else self.link) + HOP
+        rings = sorted(span.rings, reverse=True)
+        named = instruction.attribute(r'"emitter":"(\d)D')
+        if named:
+            rings = rings[: int(named)]
+        lanes = sum(2 if closed else 1 for _, closed in rings)
+        chips = members // span.slices
+        passes = {"all-reduce": 2, "all-to-all": chips / 8}.get(
+            kind, 1
+        )  # half of an all-to-all crosses a ring's middle
+        seconds = HOP * sum(n // 2 if closed else n for n, closed in rings)
+        if lanes:
+            seconds += passes * size * (chips - 1) / chips / (lanes * self.link)
+        if span.slices > 1:
+            crossing = size / chips * (span.slices - 1) / span.slices
+            seconds += passes * crossing / self.dcn
+        return seconds
+
+
+def message(instruction: Instruction, kind: str) -> int:
+    """Bytes of the result of a gather, of the operand of a reduction, which the compiler may fuse with its scatter."""
+    sizes = [shape.bytes for shape in instruction.shapes if shape.dims]
+    if not instruction.opcode.endswith("-start"):
+        return sum(sizes) or sum(shape.bytes for shape in instruction.shapes)
+    if kind == "all-reduce":
+        return sum(sizes)
+    if kind == "collective-permute":
+        return sizes[0] if sizes else 0
+    return max(sizes, default=0)
+
+
+def table(found: Iterable[Collective]) -> list[Collective]:
+    """The same with executions of one kind, axes, size, manner and scope together; most bytes first."""
+    counts: Counter[tuple] = Counter()
+    seconds: dict[tuple, float] = {}
+    for each in found:
+        key = (each.kind, each.axes, each.bytes, each.asynchronous, each.scope)
+        counts[key] += each.count  # type: ignore[assignment]
+        seconds[key] = each.seconds
+    rows = [
+        Collective(kind, axes, count, size, asynchronous, scope, seconds[kind, axes, size, asynchronous, scope])
+        for (kind, axes, size, asynchronous, scope), count in counts.items()
+    ]
+    return sorted(rows, key=lambda each: -each.count * each.bytes)

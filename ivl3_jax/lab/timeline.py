@@ -1,0 +1,307 @@
+"""A step's time, by walking its schedule: one line of compute, and beside it links, memory moves, the host's memory.
+
+The compiler has put the instructions in order; each takes its place on the line of compute, and what is asynchronous
+runs on lanes of its own, for which the line waits only where the end is awaited. A loop is walked twice: its first
+iteration, and one that follows another, which counts for all the rest.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from ivl3_jax.chips import Chip
+from ivl3_jax.lab.calibration import Calibration
+from ivl3_jax.lab.collectives import Collective, Network, inside, kind_of, message, table
+from ivl3_jax.lab.hlo import HOST, Computation, Instruction, Module
+from ivl3_jax.lab.topology import PlacedMesh
+from ivl3_jax.lab.work import FREE, operations, traffic
+
+Array = tuple[str, tuple[int, ...]]  # dtype as HLO writes it, sizes
+KernelSeconds = Callable[[str, Sequence[Array], Sequence[Array]], float]
+
+COMPUTE, ICI, DMA, HOST_LANE, DCN = "compute", "ici", "dma", "host", "dcn"
+MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
+PRODUCT = 0.05  # the part of an instruction's time from which its products make it one of them
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a lane does: name, beginning and length in seconds of the iteration, lane, where it comes from."""
+
+    name: str
+    start: float
+    seconds: float
+    lane: str
+    scope: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop of the program: its scope, iterations, seconds of one, and what happens in one."""
+
+    scope: str
+    trips: int
+    seconds: float
+    events: tuple[Event, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A step as the compiler has scheduled it.
+
+    Attributes:
+        seconds: of the step. parts: seconds of the line of compute, which add up to it: `products`, `other compute`,
+            `kernels`, `memory moves` and `exposed communication`.
+        busy: seconds of each lane beside it. collectives: most bytes first. loops: in order.
+        warnings: what the walk could not read.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    busy: dict[str, float]
+    collectives: tuple[Collective, ...]
+    loops: tuple[Loop, ...]
+    warnings: tuple[str, ...]
+
+
+def walk(
+    module: Module, placed: PlacedMesh, kernel_seconds: KernelSeconds, calibration: Calibration | None = None
+) -> Timeline:
+    """Predicts the time of a compiled step.
+
+    Args:
+        module: its text, read. placed: the mesh that it was compiled for.
+        kernel_seconds: what one call of a Pallas kernel takes: (name, operands, results), each as (dtype, shape).
+    """
+    walker = _Walker(module, placed, kernel_seconds, calibration or Calibration())
+    walker.run(module.entry, 1)
+    walker.wait(max(walker.lanes.values(), default=0.0), "exposed communication")
+    return Timeline(
+        walker.now,
+        dict(walker.parts),
+        dict(walker.busy),
+        tuple(table(walker.collectives)),
+        tuple(walker.loops),
+        tuple(walker.warnings),
+    )
+
+
+class Cost:
+    """Seconds of what the line of compute does itself."""
+
+    def __init__(self, module: Module, chip: Chip, calibration: Calibration) -> None:
+        self.module = module
+        self.peak = chip.teraflops * 1e12
+        self.products = calibration.products
+        self.hbm = chip.gigabytes * 1e9 * calibration.hbm
+        self.clock = chip.ghz * 1e9
+
+    def __call__(self, computation: Computation, instruction: Instruction) -> tuple[str, float]:
+        """What an instruction is (`products`, `other compute` or `memory moves`), and how long it takes.
+
+        The compiler's estimate adds the vector work of a fusion to its products. A core issues both in the same cycles,
+        so that the longer of the two counts, or the bytes that are moved.
+        """
+        estimate = (instruction.estimated_cycles or 0) / self.clock
+        bare = operations(self.module, computation, instruction) / self.peak
+        moved = traffic(self.module, computation, instruction) / self.hbm
+        if bare and bare > PRODUCT * estimate:
+            return "products", max(bare / self.products, estimate - bare, moved)
+        kind = "memory moves" if instruction.opcode in (*MOVES, "transpose", "concatenate", "pad") else "other compute"
+        return kind, estimate or moved
+
+
+class _Walker:
+    """The walk's state: the time on the line of compute, when each lane is free, what is under way."""
+
+    def __init__(
+        self, module: Module, placed: PlacedMesh, kernel_seconds: KernelSeconds, calibration: Calibration
+    ) -> None:
+        self.module, self.kernel_seconds = module, kernel_seconds
+        chip = placed.topology.chip
+        self.network, self.cost = Network(placed, calibration), Cost(module, chip, calibration)
+        self.hbm, self.host = chip.gigabytes * 1e9 * calibration.hbm, calibration.host * 1e9
+        self.now, self.lanes, self.flight = 0.0, {}, {}
+        self.lanes: dict[Hashable, float]
+        self.flight: dict[str, float]  # by name of the start, or channel: when it is done
+        self.parts: Counter[str] = Counter()
+        self.busy: Counter[str] = Counter()
+        self.collectives: list[Collective] = []
+        self.loops: list[Loop] = []
+        self.events: list[Event] | None = None  # of the iteration that is being drawn
+        self.begun = 0.0
+        self.warnings: list[str] = []
+
+    def run(self, computation: Computation, weight: float) -> None:
+        """Walks a computation; `weight` is how often it stands for."""
+        self.weight = weight
+        pieces = self._pieces(computation)
+        for instruction in computation.instructions:
+            self.weight = weight
+            opcode = instruction.opcode
+            if opcode in FREE or opcode in ("partition-id", "replica-id", "iota"):
+                continue
+            if opcode == "while":
+                self._loop(instruction, weight)
+            elif opcode in ("call", "conditional"):
+                for name in instruction.called[:1]:
+                    self.run(self.module.computations[name], weight)
+            elif opcode.endswith(("-done", "-update")):
+                self._done(instruction)
+            elif opcode in ("send", "recv"):
+                self._start_on(DCN, instruction, _bytes(instruction) / self.network.dcn, DCN)
+            elif kind_of(instruction):
+                self._collective(instruction)
+            elif opcode.endswith("-start"):
+                self._start(instruction)
+            elif instruction in pieces:
+                self._piece(computation, instruction, pieces)
+            elif instruction.target == "tpu_custom_call":
+                self._kernel(computation, instruction)
+            elif opcode != "custom-call" or instruction.estimated_cycles:
+                self._compute(computation, instruction)
+
+    def wait(self, until: float, part: str) -> None:
+        if until > self.now:
+            self.parts[part] += (until - self.now) * self.weight
+            self.now = until
+
+    def _spend(self, seconds: float, part: str, instruction: Instruction, lane: str = COMPUTE) -> None:
+        self._draw(instruction.name, self.now, seconds, lane, instruction)
+        self.parts[part] += seconds * self.weight
+        self.now += seconds
+
+    def _draw(self, name: str, start: float, seconds: float, lane: str, instruction: Instruction) -> None:
+        if self.events is not None and seconds:
+            self.events.append(Event(name, start - self.begun, seconds, lane, instruction.op_name))
+
+    def _compute(self, computation: Computation, instruction: Instruction) -> None:
+        part, seconds = self.cost(computation, instruction)
+        self._spend(seconds, part, instruction)
+
+    def _kernel(self, computation: Computation, instruction: Instruction) -> None:
+        operands = [
+            (shape.dtype, shape.dims)
+            for name in instruction.operands
+            if name in computation.by_name
+            for shape in computation.by_name[name].shapes
+        ]
+        results = [(shape.dtype, shape.dims) for shape in instruction.shapes]
+        self._spend(self.kernel_seconds(instruction.name, operands, results), "kernels", instruction)
+
+    def _loop(self, instruction: Instruction, weight: float) -> None:
+        trips = self.module.trips(instruction)
+        if trips is None:
+            self.warnings.append(f"{instruction.name}: the number of iterations cannot be read; 1 is taken")
+            trips = 1
+        if not trips:
+            return
+        body = self.module.computations[instruction.attribute(r"body=%?([\w.\-<>]+)") or ""]
+        self.run(body, weight)
+        if trips == 1:
+            return
+        outer, began = (self.events, self.begun), self.now
+        self.events, self.begun = [], self.now
+        self.run(body, weight * (trips - 1))
+        seconds = self.now - began
+        self.loops.append(Loop(instruction.op_name, trips, seconds, tuple(self.events)))
+        self.events, self.begun = outer
+        later = seconds * (trips - 2)
+        self.now += later
+        self.lanes = {lane: free + later for lane, free in self.lanes.items()}
+        self.flight = {name: done + later for name, done in self.flight.items()}
+
+    def _collective(self, instruction: Instruction) -> None:
+        asynchronous = instruction.opcode.endswith("-start")
+        kind = kind_of(instruction) or ""
+        done = self._launch(instruction, kind, asynchronous, self.now)
+        if asynchronous:
+            self.flight[instruction.name] = done
+        else:
+            self.wait(done, "exposed communication")
+
+    def _launch(self, instruction: Instruction, kind: str, asynchronous: bool, earliest: float) -> float:
+        """Puts a collective on its links; returns when it is done."""
+        seconds = self.network.seconds(instruction, kind)
+        links: tuple[Hashable, ...] = self.network.links(instruction)
+        span = self.network.span(instruction)
+        lane = DCN if span.slices > 1 and not span.rings else ICI
+        links = (DCN,) if lane == DCN else links
+        start = max([earliest, *(self.lanes.get(link, 0.0) for link in links)])
+        self.lanes.update(dict.fromkeys(links, start + seconds))
+        self.busy[lane] += seconds * self.weight
+        self._draw(instruction.name, start, seconds, lane, instruction)
+        axes = self.network.axes(instruction)
+        if axes:
+            size = message(instruction, kind)
+            self.collectives.append(
+                Collective(kind, axes, self.weight, size, asynchronous, instruction.op_name, seconds)
+            )
+        return start + seconds
+
+    def _start(self, instruction: Instruction) -> None:
+        """A move of memory, or an asynchronous call."""
+        if instruction.opcode == "async-start":
+            found = inside(self.module, instruction)
+            done = self.now
+            for each in found:
+                done = max(done, self._launch(each, kind_of(each) or "", True, self.now))
+            self.flight[instruction.name] = done
+            return
+        sizes = [shape.bytes for shape in instruction.shapes]
+        part = instruction.opcode.startswith(("slice", "dynamic-slice"))
+        moved = min((size for size in sizes[:2] if size), default=0) if part else max(sizes, default=0)
+        if instruction.opcode == "dynamic-update-slice-start":
+            moved = min((size for size in sizes if size > 64), default=0)
+        if any(shape.space == HOST for shape in instruction.shapes):
+            self._start_on(HOST_LANE, instruction, moved / self.host, HOST_LANE)
+        else:
+            self._start_on(DMA, instruction, moved / self.hbm, DMA)
+
+    def _start_on(self, key: Hashable, instruction: Instruction, seconds: float, lane: str) -> None:
+        start = max(self.now, self.lanes.get(key, 0.0))
+        self.lanes[key] = self.flight[instruction.name] = start + seconds
+        self.busy[lane] += seconds * self.weight
+        self._draw(instruction.name, start, seconds, lane, instruction)
+
+    def _done(self, instruction: Instruction) -> None:
+        moved = instruction.opcode.removesuffix("-done") in MOVES
+        for name in instruction.operands[:1]:
+            if name in self.flight:
+                if instruction.opcode.endswith("-update"):
+                    self.flight[instruction.name] = self.flight[name]
+                else:
+                    self.wait(self.flight[name], "memory moves" if moved else "exposed communication")
+
+    def _pieces(self, computation: Computation) -> dict[Instruction, list[Instruction]]:
+        """Fusions that carry collectives, in whole or in part."""
+        found = {}
+        for each in computation.instructions:
+            if each.opcode == "fusion" and (carried := inside(self.module, each)):
+                found[each] = carried
+        return found
+
+    def _piece(
+        self, computation: Computation, instruction: Instruction, pieces: dict[Instruction, list[Instruction]]
+    ) -> None:
+        """A fusion that begins, carries on or ends collectives, which their channels name."""
+        last: dict[str, Instruction] = {}
+        count: Counter[str] = Counter()
+        for fusion, carried in pieces.items():
+            for each in carried:
+                last[each.channel] = fusion
+                count[each.channel] += 1
+        began = self.now
+        if operations(self.module, computation, instruction) or instruction.estimated_cycles:
+            self._compute(computation, instruction)
+        for each in pieces[instruction]:
+            if each.channel not in self.flight:
+                scattered = "scatter" in instruction.called[0] and kind_of(each) == "all-reduce"
+                kind = "reduce-scatter" if scattered else kind_of(each) or ""
+                self.flight[each.channel] = self._launch(each, kind, count[each.channel] > 1, began)
+            if last[each.channel] is instruction:
+                self.wait(self.flight.pop(each.channel), "exposed communication")
+
+
+def _bytes(instruction: Instruction) -> int:
+    return max((shape.bytes for shape in instruction.shapes), default=0)
