@@ -12,8 +12,8 @@ class Chip:
         teraflops: bf16 products, peak. ghz: clock of the cores; v6e's is inferred from its peak.
         hbm: GiB that a program can have, as the compiler counts them. gigabytes: HBM bandwidth, GB a second.
         vmem: MiB of a core.
-        link: ICI bandwidth of one link in one direction, dcn: of a chip's part of the network between slices, GB a
-            second. axes: dimensions of the torus.
+        link: ICI bandwidth of one link, dcn: of a chip's part of its host's network cards, pcie: between chip and host's
+            memory; GB a second, in one direction. axes: dimensions of the torus.
         cores: of a chip. array: rows and columns of a matrix unit. units: matrix units of a core.
         largest: chips of the largest slice.
     """
@@ -27,6 +27,7 @@ class Chip:
     vmem: int
     link: float
     dcn: float
+    pcie: float
     axes: int
     cores: int
     array: int
@@ -54,15 +55,15 @@ class Chip:
         return tuple(size == 16 for size in shape)
 
 
-# Peaks, bandwidths and sizes as Google's documentation of Cloud TPU gives them; those between slices, and of a link in
-# one direction, as How to Scale Your Model (jax-ml.github.io/scaling-book) does.
+# Google's documentation of Cloud TPU; what a link brings in one direction, and a chip's way to its host, from How to Scale
+# Your Model (jax-ml.github.io/scaling-book).
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 275, 1.05, 30.75, 1228, 16, 45, 6.25, 3, 2, 128, 4, 4096),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197, 1.5, 15.75, 819, 128, 45, 3.125, 2, 1, 128, 4, 256),
-        Chip("v5p", ("TPU v5", "TPU v5p"), 459, 1.75, 95.74, 2765, 64, 90, 6.25, 3, 2, 128, 4, 8960),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918, 1.75, 31.25, 1640, 128, 90, 12.5, 2, 1, 256, 2, 256),
+        Chip("v4", ("TPU v4",), 275, 1.05, 30.75, 1228, 16, 45, 6.25, 16, 3, 2, 128, 4, 4096),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197, 1.5, 15.75, 819, 128, 45, 3.125, 16, 2, 1, 128, 4, 256),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 459, 1.75, 95.74, 2765, 64, 90, 6.25, 16, 3, 2, 128, 4, 8960),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918, 1.75, 31.25, 1640, 128, 90, 12.5, 32, 2, 1, 256, 2, 256),
     )
 }
 

@@ -16,22 +16,19 @@ class Calibration:
         products: of the peak that fusions with matrix products reach.
         hbm: of HBM's bandwidth that fusions and moves reach.
         ici: of a link's bandwidth that collectives reach. dcn: of the network's between slices.
-        host: GB a second between a chip and its host's memory.
+        host: of the way between a chip and its host's memory.
     """
 
     products: float = 0.92
     hbm: float = 0.9
     ici: float = 0.85
     dcn: float = 0.8
-    host: float = 16.0
+    host: float = 0.9
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            most = None if name == "host" else 1
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0 or (most and value > most):
-                raise ValueError(
-                    f"Calibration.{name} is {value!r}; it must be a number above 0" + (" and at most 1" if most else "")
-                )
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+                raise ValueError(f"Calibration.{name} is {value!r}; it must be above 0 and at most 1")
 
     @classmethod
     def read(cls, file: str | Path) -> Self:

@@ -20,6 +20,7 @@ Array = tuple[str, tuple[int, ...]]  # dtype as HLO writes it, sizes
 KernelSeconds = Callable[[str, Sequence[Array], Sequence[Array]], float]
 
 COMPUTE, ICI, DMA, HOST_LANE, DCN = "compute", "ici", "dma", "host", "dcn"
+SMALL = 64  # bytes: flags and indices beside what is moved
 MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
 PRODUCT = 0.05  # the part of an instruction's time from which its products make it one of them
 
@@ -120,7 +121,7 @@ class _Walker:
         self.module, self.kernel_seconds = module, kernel_seconds
         chip = placed.topology.chip
         self.network, self.cost = Network(placed, calibration), Cost(module, chip, calibration)
-        self.hbm, self.host = chip.gigabytes * 1e9 * calibration.hbm, calibration.host * 1e9
+        self.hbm, self.host = chip.gigabytes * 1e9 * calibration.hbm, chip.pcie * 1e9 * calibration.host
         self.now, self.lanes, self.flight = 0.0, {}, {}
         self.lanes: dict[Hashable, float]
         self.flight: dict[str, float]  # by name of the start, or channel: when it is done
@@ -248,15 +249,16 @@ class _Walker:
                 done = max(done, self._launch(each, kind_of(each) or "", True, self.now))
             self.flight[instruction.name] = done
             return
-        sizes = [shape.bytes for shape in instruction.shapes]
-        part = instruction.opcode.startswith(("slice", "dynamic-slice"))
-        moved = min((size for size in sizes[:2] if size), default=0) if part else max(sizes, default=0)
-        if instruction.opcode == "dynamic-update-slice-start":
-            moved = min((size for size in sizes if size > 64), default=0)
-        if any(shape.space == HOST for shape in instruction.shapes):
-            self._start_on(HOST_LANE, instruction, moved / self.host, HOST_LANE)
-        else:
+        shapes = [shape for shape in instruction.shapes if shape.bytes > SMALL]
+        whole = instruction.opcode == "copy-start"
+        moved = min((shape.bytes for shape in shapes), default=0) if not whole else shapes[0].bytes if shapes else 0
+        if not any(shape.space == HOST for shape in shapes):
             self._start_on(DMA, instruction, moved / self.hbm, DMA)
+            return
+        # The way between a chip and its host has two directions, each a lane.
+        update = instruction.opcode == "dynamic-update-slice-start"
+        out = update or (whole and shapes[0].space == HOST)
+        self._start_on((HOST_LANE, out), instruction, moved / self.host, HOST_LANE)
 
     def _start_on(self, key: Hashable, instruction: Instruction, seconds: float, lane: str) -> None:
         start = max(self.now, self.lanes.get(key, 0.0))

@@ -33,9 +33,9 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         operand = computation.by_name.get(name)
         if operand is None:
             continue
-        part = _part_read(inside, number) if inside else _own_part(computation, instruction, number)
+        part = _part_read(module, inside, number) if inside else _own_part(computation, instruction, number)
         total += part if part is not None and _in_hbm(operand.shapes) else _stored(operand.shapes)
-    written = _part_written(inside, inside.root) if inside else None
+    written = _part_written(module, inside, inside.root) if inside else None
     if instruction.opcode == "dynamic-update-slice":
         written = float(computation.by_name[instruction.operands[1]].shapes[0].stored)
         total = written
@@ -56,7 +56,7 @@ def _own_part(computation: Computation, instruction: Instruction, number: int) -
     return None
 
 
-def _part_read(inside: Computation, number: int) -> float | None:
+def _part_read(module: Module, inside: Computation, number: int) -> float | None:
     """Bytes that a fusion reads of an operand which it only slices, or updates in place; None for all of it."""
     parameter = next(
         (each for each in inside.instructions if each.opcode == "parameter" and each.literal == str(number)), None
@@ -74,18 +74,26 @@ def _part_read(inside: Computation, number: int) -> float | None:
             read += each.shapes[0].stored
         elif each.opcode == "dynamic-update-slice" and used == [0]:
             continue
+        elif each.opcode == "fusion":
+            parts = [_part_read(module, module.computations[each.called[0]], i) for i in used]
+            if None in parts:
+                return None
+            read += sum(part for part in parts if part is not None)
         else:
             return None
     return read
 
 
-def _part_written(inside: Computation, root: Instruction) -> float | None:
+def _part_written(module: Module, inside: Computation, root: Instruction) -> float | None:
     """Bytes that a fusion writes where it updates buffers in place; None where it writes all of its result."""
     if root.opcode == "tuple":
-        parts = [(inside.by_name[name], _part_written(inside, inside.by_name[name])) for name in root.operands]
+        parts = [(inside.by_name[name], _part_written(module, inside, inside.by_name[name])) for name in root.operands]
         return sum(_stored(each.shapes) if part is None else part for each, part in parts)
     while root.opcode in ("bitcast", "reshape"):
         root = inside.by_name[root.operands[0]]
+    if root.opcode == "fusion":
+        nested = module.computations[root.called[0]]
+        return _part_written(module, nested, nested.root)
     if root.opcode == "dynamic-update-slice":
         return float(inside.by_name[root.operands[1]].shapes[0].stored)
     return None
