@@ -24,32 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ivl3_jax.bench.bundles import SLOTS, Program, count_runs, read_program
+from ivl3_jax.kernels.tpu_chips import CHIPS
 from ivl3_jax.libtpu import WITHOUT_TPU
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What a device is. Peaks and bandwidth are Google's published ones; v6e's clock is inferred from its peak."""
-
-    topology: str
-    ghz: float
-    teraflops: float  # bf16, of the device
-    gigabytes: float  # a second, HBM
-    cores: int
-    array: int  # rows and columns of a matrix unit
-    units: int  # matrix units of a core
-
-    @property
-    def row_cycles(self) -> float:
-        """Cycles in which a matrix unit takes one row: what makes its peak the published one."""
-        return 2 * self.array**2 * self.units * self.cores * self.ghz / (self.teraflops * 1e3)
-
-
-CHIPS = {
-    "v5e": Chip("v5e:2x2", 1.5, 197, 819, 1, 128, 4),
-    "v5p": Chip("v5p:2x2x1", 1.75, 459, 2765, 2, 128, 4),
-    "v6e": Chip("v6e:2x2", 1.75, 918, 1640, 1, 256, 2),
-}
 
 
 @dataclass(frozen=True)
@@ -161,7 +137,7 @@ def cycles_of(
             count_runs(program, (trips or {}).get(name, {}), guarded(program) if callable(guarded) else guarded)
             compute = sum(region.cycles * region.runs for region in program.regions)
             bytes_ = (traffic or {}).get(name, moved.get(name))
-            memory = None if bytes_ is None else bytes_ / CHIPS[chip].gigabytes * CHIPS[chip].ghz
+            memory = None if bytes_ is None else CHIPS[chip].reading(bytes_)
             kernel = Kernel(name, chip, program, compute, memory, around)
             if kernel.utilisation > 1 or max(kernel.use(unit) for unit in SLOTS) > 1:
                 raise ValueError(f"{name} on {chip}: the reading is impossible\n{kernel.describe()}")
