@@ -1,5 +1,6 @@
 """What TPU chips are: one table of each generation's published figures."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -12,8 +13,8 @@ class Chip:
         teraflops: bf16 products, peak. ghz: clock of the cores; v6e's is inferred from its peak.
         hbm: GiB that a program can have, as the compiler counts them. gigabytes: HBM bandwidth, GB a second.
         vmem: MiB of a core.
-        link: ICI bandwidth of one link, dcn: of a chip's part of its host's network cards, pcie: between chip and host's
-            memory; GB a second, in one direction. axes: dimensions of the torus.
+        link: ICI bandwidth of one link, dcn: of a chip's part of its host's network cards, pcie: between chip and
+            host; GB a second, in one direction. axes: dimensions of the torus.
         cores: of a chip. array: rows and columns of a matrix unit. units: matrix units of a core.
         largest: chips of the largest slice.
     """
@@ -44,6 +45,18 @@ class Chip:
         """The topology of one host's chips."""
         return f"{self.name}:{'x'.join(('2', '2', '1')[: self.axes])}"
 
+    def product(self, rows: float, inner: float, columns: float) -> float:
+        """Cycles of a core's matrix units for [rows, inner] x [inner, columns] in bf16, of which the left is streamed.
+
+        The right operand fills whole units: an inner dimension of 64 costs what one of `array` does.
+        """
+        tiles = math.ceil(inner / self.array) * math.ceil(columns / self.array)
+        return rows * tiles * self.row_cycles / self.units
+
+    def reading(self, bytes_: float) -> float:
+        """Cycles in which so many bytes pass between HBM and the device."""
+        return bytes_ / self.gigabytes * self.ghz
+
     def wraps(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
         """Which dimensions of a slice have links that close the ring.
 
@@ -55,8 +68,8 @@ class Chip:
         return tuple(size == 16 for size in shape)
 
 
-# Google's documentation of Cloud TPU; what a link brings in one direction, and a chip's way to its host, from How to Scale
-# Your Model (jax-ml.github.io/scaling-book).
+# From Google's documentation of Cloud TPU; what a link brings in one direction, and a chip's way to its host, from How
+# to Scale Your Model (jax-ml.github.io/scaling-book).
 CHIPS = {
     chip.name: chip
     for chip in (

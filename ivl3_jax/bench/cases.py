@@ -10,8 +10,9 @@ from jax.sharding import AxisType
 
 from ivl3_jax.bench import decoding, loss, packed, timing, vit
 from ivl3_jax.bench.problems import Attention, Decoding, Loss
-from ivl3_jax.bench.schedule import CHIPS, Kernel
+from ivl3_jax.bench.schedule import Kernel
 from ivl3_jax.kernels.family import preferring
+from ivl3_jax.kernels.tpu_chips import CHIPS
 
 # What ours / theirs shall not exceed.
 BARS = {"vit-6b": 0.82, "vit-300m": 0.75, "packed": 0.9, "loss-1b": 1.15, "loss-2b": 1.15, "loss-8b": 1.15}
@@ -91,7 +92,7 @@ def read(
         )
     else:
         mine, blocks = decoding.ours(problem, chip)
-        cache = problem.bytes / CHIPS[chip].gigabytes * CHIPS[chip].ghz
+        cache = CHIPS[chip].reading(problem.bytes)
         yield _reading(chip, problem, "forward", mine, "reading the cache at the chip's bandwidth", cache, blocks, None)
 
 

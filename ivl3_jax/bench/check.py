@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ivl3_jax.bench.schedule import CHIPS, Kernel, cycles_of
+from ivl3_jax.bench.schedule import Kernel, cycles_of
+from ivl3_jax.kernels.tpu_chips import CHIPS
 
 # ms, 4096^3 on a v5e, in JAX's guide to matrix products in Pallas. Small blocks show what the method leaves out.
 MEASURED = {(128, 128, 128): 11.8, (512, 1024, 1024): 0.889}

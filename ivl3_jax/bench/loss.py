@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from ivl3_jax.bench.problems import Loss
-from ivl3_jax.bench.schedule import CHIPS, Kernel, cycles_of
+from ivl3_jax.bench.schedule import Kernel, cycles_of
+from ivl3_jax.kernels.tpu_chips import CHIPS
 from ivl3_jax.kernels.tpu_cross_entropy import blocks_on, cross_entropy
 
 

@@ -19,7 +19,7 @@ from ivl3_jax.bench.bundles import Program, first_with_products
 from ivl3_jax.bench.problems import Attention
 from ivl3_jax.bench.schedule import Kernel, cycles_of
 from ivl3_jax.bench.vit import both_passes
-from ivl3_jax.kernels import packed_blocks, packed_schedule, tpu_packed_attention
+from ivl3_jax.kernels import packed_blocks, packed_schedule, packed_tiles, tpu_packed_attention
 
 # What a search over 512, 1,024 and 2,048 found best, forward and backward.
 BEST: dict[str, tuple[splash.Sizes, splash.Sizes]] = {
@@ -32,27 +32,30 @@ OURS = ("packed_attention_forward", "packed_attention_backward")
 
 def our_program(problem: Attention, counts: dict):
     """Value and gradients; `counts`: how many pairs there are, by blocks."""
-    listed, S, H = packed_schedule.pairs, problem.S, problem.H
+    listed, B, S, H = packed_schedule.pairs, problem.B, problem.S, problem.H
 
     def pairs(*arguments, blocks, causal):
         return listed(*arguments, blocks=blocks, causal=causal)._replace(count=counts[blocks])
 
     def run(q, k, v, ids, d_out):
         def attend(*flat):
-            q, k, v = (x.reshape(1, S, -1, H) for x in flat)
+            q, k, v = (x.reshape(B, S, -1, H) for x in flat)
             return tpu_packed_attention.attention(q, k, v, ids, ids, causal=True).reshape(flat[0].shape)
 
         with mock.patch.object(packed_schedule, "pairs", pairs):
             return both_passes(attend, q, k, v, d_out)
 
-    q, kv = (jax.ShapeDtypeStruct((1, S, n * H), jnp.bfloat16) for n in (problem.N, problem.K))
-    return run, [q, kv, kv, jax.ShapeDtypeStruct((1, S), jnp.int32), q]
+    q, kv = (jax.ShapeDtypeStruct((B, S, n * H), jnp.bfloat16) for n in (problem.N, problem.K))
+    return run, [q, kv, kv, jax.ShapeDtypeStruct((B, S), jnp.int32), q]
 
 
 def ours(problem: Attention, chip: str) -> tuple[list[Kernel], str]:
     """The forward and the backward kernel on the problem's row."""
-    # The table's entries as they are: the shapes here, rows of whole blocks, need no smaller ones.
-    both = packed_blocks.TABLE["v6" if chip == "v6e" else "v5"]
+    wide = problem.N // problem.K * packed_tiles.together(problem.K, problem.H) * problem.H
+    both = [
+        blocks(problem.S, problem.S, wide, jnp.bfloat16, chip)
+        for blocks in (packed_blocks.forward_blocks, packed_blocks.backward_blocks)
+    ]
     counts, guards, traffic = {}, {}, {}
     for name, blocks in zip(OURS, both, strict=True):
         counts[blocks], parts, traffic[name] = _executed(problem, blocks, backward=name == OURS[1])
@@ -72,9 +75,10 @@ def _placed(parts: list[float], full: int, program: Program) -> dict[int, float]
 
 def _executed(problem: Attention, blocks, backward: bool) -> tuple[int, list[float], float]:
     """Of one kv head: how many pairs there are, the parts of them that reach each guard; and the bytes moved in all."""
-    S, H = problem.S, problem.H
+    S, H = problem.B * problem.S, problem.H
     ids = jnp.asarray(problem.ids)
-    of_queries, of_keys = (packed_schedule.marked_ids(ids, ids.shape, 1, padded) for padded in (-1, 0))
+    of_queries = packed_schedule.marked_ids(ids, ids.shape, blocks.q, packed_schedule.PADDED_QUERY)
+    of_keys = packed_schedule.marked_ids(ids, ids.shape, blocks.kv, packed_schedule.PADDED_KEY)
     pairs = packed_schedule.pairs(of_queries, of_keys, 0, blocks=blocks, causal=True)
     count = int(pairs.count)
     flags = np.asarray(pairs.keys)[:count]

@@ -23,12 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax import chips
 from ivl3_jax.bench.bundles import SLOTS, Program, count_runs, read_program
+from ivl3_jax.kernels.tpu_chips import CHIPS
 from ivl3_jax.libtpu import WITHOUT_TPU
-
-# Those that kernels have been compiled for, and their schedules read.
-CHIPS = {name: chips.CHIPS[name] for name in ("v5e", "v5p", "v6e")}
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def cycles_of(
             count_runs(program, (trips or {}).get(name, {}), guarded(program) if callable(guarded) else guarded)
             compute = sum(region.cycles * region.runs for region in program.regions)
             bytes_ = (traffic or {}).get(name, moved.get(name))
-            memory = None if bytes_ is None else bytes_ / CHIPS[chip].gigabytes * CHIPS[chip].ghz
+            memory = None if bytes_ is None else CHIPS[chip].reading(bytes_)
             kernel = Kernel(name, chip, program, compute, memory, around)
             if kernel.utilisation > 1 or max(kernel.use(unit) for unit in SLOTS) > 1:
                 raise ValueError(f"{name} on {chip}: the reading is impossible\n{kernel.describe()}")

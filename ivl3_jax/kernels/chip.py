@@ -6,15 +6,13 @@ import jax
 from jax.sharding import AbstractDevice, PartitionSpec
 
 from ivl3_jax.chips import by_kind
-
-# A kernel has been compiled and its schedule read for these alone.
-COMPILED_FOR = ("v5e", "v5p", "v6e")
+from ivl3_jax.kernels.tpu_chips import CHIPS
 
 
 def chip() -> str | None:
     """v5e, v5p or v6e, by the mesh that is set and without one by the default device; None for any other device."""
     found = by_kind(_device().device_kind)
-    return found.name if found is not None and found.name in COMPILED_FOR else None
+    return found.name if found is not None and found.name in CHIPS else None
 
 
 def on_gpu() -> bool:

@@ -16,19 +16,21 @@ TABLE = {
 }
 
 
-def _generation() -> str:
-    """Of the chip that is compiled for; v5 where there is none."""
-    return "v6" if chip() == "v6e" else "v5"
+def forward_blocks(S: int, L: int, wide: int, dtype, on: str | None = None) -> Blocks:
+    """For S queries, L keys, and query heads of a step that are `wide` lanes together.
+
+    `on`: a chip; None for the one that is traced for, v5 where there is none.
+    """
+    return _fitted(_table(on)[0], S, L, wide, dtype)
 
 
-def forward_blocks(S: int, L: int, wide: int, dtype) -> Blocks:
-    """For S queries, L keys, and query heads of a step that are `wide` lanes together."""
-    return _fitted(TABLE[_generation()][0], S, L, wide, dtype)
-
-
-def backward_blocks(S: int, L: int, wide: int, dtype) -> Blocks:
+def backward_blocks(S: int, L: int, wide: int, dtype, on: str | None = None) -> Blocks:
     """As `forward_blocks`."""
-    return _fitted(TABLE[_generation()][1], S, L, wide, dtype)
+    return _fitted(_table(on)[1], S, L, wide, dtype)
+
+
+def _table(on: str | None) -> tuple[Blocks, Blocks]:
+    return TABLE["v6" if (on or chip()) == "v6e" else "v5"]
 
 
 def _fitted(blocks: Blocks, S: int, L: int, wide: int, dtype) -> Blocks:

@@ -30,9 +30,9 @@ _VIT_BLOCKS = {
 }
 
 
-def vit_blocks(head_dim: int) -> VitBlocks:
-    """For the TPU at hand; v5p's where there is none."""
-    return _VIT_BLOCKS["v6" if chip() == "v6e" else "v5", head_dim]
+def vit_blocks(head_dim: int, on: str | None = None) -> VitBlocks:
+    """For a chip; without a name for the TPU at hand, v5p's where there is none."""
+    return _VIT_BLOCKS["v6" if (on or chip()) == "v6e" else "v5", head_dim]
 
 
 def dividing(block: int, length: int) -> int:

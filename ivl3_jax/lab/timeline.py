@@ -5,7 +5,7 @@ runs on lanes of its own, for which the line waits only where the end is awaited
 iteration, and one that follows another, which counts for all the rest.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.lab.work import FREE, operations, traffic
 
 Array = tuple[str, tuple[int, ...]]  # dtype as HLO writes it, sizes
-KernelSeconds = Callable[[str, Sequence[Array], Sequence[Array]], float]
+KernelSeconds = Callable[[str, Sequence[Array], Sequence[Array]], float | None]
 
 COMPUTE, ICI, DMA, HOST_LANE, DCN = "compute", "ici", "dma", "host", "dcn"
 SMALL = 64  # bytes: flags and indices beside what is moved
@@ -72,7 +72,8 @@ def walk(
 
     Args:
         module: its text, read. placed: the mesh that it was compiled for.
-        kernel_seconds: what one call of a Pallas kernel takes: (name, operands, results), each as (dtype, shape).
+        kernel_seconds: what one call of a Pallas kernel takes, of (name, operands, results), each as (dtype, shape);
+            None where it is not known, which counts as nothing and is warned of.
     """
     walker = _Walker(module, placed, kernel_seconds, calibration or Calibration())
     walker.run(module.entry, 1)
@@ -83,7 +84,7 @@ def walk(
         dict(walker.busy),
         tuple(table(walker.collectives)),
         tuple(walker.loops),
-        tuple(walker.warnings),
+        tuple(dict.fromkeys(walker.warnings)),
     )
 
 
@@ -122,11 +123,11 @@ class _Walker:
         chip = placed.topology.chip
         self.network, self.cost = Network(placed, calibration), Cost(module, chip, calibration)
         self.hbm, self.host = chip.gigabytes * 1e9 * calibration.hbm, chip.pcie * 1e9 * calibration.host
-        self.now, self.lanes, self.flight = 0.0, {}, {}
-        self.lanes: dict[Hashable, float]
-        self.flight: dict[str, float]  # by name of the start, or channel: when it is done
-        self.parts: Counter[str] = Counter()
-        self.busy: Counter[str] = Counter()
+        self.now = 0.0
+        self.lanes: dict[Hashable, float] = {}
+        self.flight: dict[str, float] = {}  # by name of the start, or channel: when it is done
+        self.parts: dict[str, float] = defaultdict(float)
+        self.busy: dict[str, float] = defaultdict(float)
         self.collectives: list[Collective] = []
         self.loops: list[Loop] = []
         self.events: list[Event] | None = None  # of the iteration that is being drawn
@@ -188,7 +189,10 @@ class _Walker:
             for shape in computation.by_name[name].shapes
         ]
         results = [(shape.dtype, shape.dims) for shape in instruction.shapes]
-        self._spend(self.kernel_seconds(instruction.name, operands, results), "kernels", instruction)
+        seconds = self.kernel_seconds(instruction.name, operands, results)
+        if seconds is None:
+            self.warnings.append(f"{instruction.name}: no cost of this kernel is known; it counts as nothing")
+        self._spend(seconds or 0.0, "kernels", instruction)
 
     def _loop(self, instruction: Instruction, weight: float) -> None:
         trips = self.module.trips(instruction)

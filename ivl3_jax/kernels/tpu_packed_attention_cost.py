@@ -1,0 +1,150 @@
+"""What the kernels of `tpu_packed_attention` take: pairs of blocks are counted, and each kind of pair has its cycles.
+
+A step of the grid makes, for every query head, the products of a pair of blocks, and beside them works on each score in
+the vector units. Some of the latter hides behind the products; `Constants.score` is what does not.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks
+from ivl3_jax.kernels.packed_schedule import Blocks
+from ivl3_jax.kernels.tpu_work import REGISTER, Call, Work
+
+
+class Constants(NamedTuple):
+    """Cycles of one pass, fitted to the schedule's of the seven sizes' heads.
+
+    Attributes:
+        pair: of a step of the grid, whatever it computes: moving blocks, deciding.
+        start: of a pair's work, or a piece's, before the matrix units are busy. masked: more of it for a piece.
+        score: of a register of scores, what the products do not hide.
+        queries: of a register of float32 queries, at a query block's begin and end: transposing, scaling, rounding.
+        keys: of a register of float32 keys, at a key block's begin and end; backward only.
+    """
+
+    pair: float
+    start: float
+    masked: float
+    score: float
+    queries: float
+    keys: float
+
+
+FORWARD = {
+    "v5e": Constants(pair=250, start=215, masked=90, score=0.75, queries=4.2, keys=0),
+    "v5p": Constants(pair=440, start=215, masked=90, score=0.75, queries=4.2, keys=0),
+    "v6e": Constants(pair=250, start=318, masked=90, score=1.0, queries=3.0, keys=0),
+}
+BACKWARD = {
+    "v5e": Constants(pair=560, start=0, masked=80, score=0, queries=8.4, keys=3.3),
+    "v5p": Constants(pair=700, start=0, masked=80, score=0, queries=8.4, keys=3.3),
+    "v6e": Constants(pair=500, start=70, masked=80, score=0.17, queries=6.0, keys=2.2),
+}
+
+
+class Pairs(NamedTuple):
+    """Of one row, in the mean of all calls that it takes: as `packed_schedule.pairs` lists them.
+
+    Attributes:
+        all, full: pairs of blocks in which some query sees some key, and those of them in which all see all.
+        pieces: in those that are not full, pieces in which some query sees some key.
+        queries, keys: blocks of queries and of keys that are in any pair.
+    """
+
+    all: float
+    full: float
+    pieces: float
+    queries: float
+    keys: float
+
+
+@lru_cache
+def pairs(S: int, L: int, blocks: Blocks, documents: int) -> Pairs:
+    """For a causal row of equal segments.
+
+    Args:
+        S, L: queries and keys of a call, multiples of the blocks. The row has as many as the larger; where the other is
+            less, it is one of the parts into which the row's queries, or keys, are cut.
+        documents: how many segments the row is made up of.
+    """
+    T = max(S, L)
+    ids = np.arange(T, dtype=np.int64) * documents // T
+    seen, full = _seen(ids, blocks)
+    seen_pieces, _ = _seen(ids, Blocks(blocks.q_piece, blocks.kv_piece, blocks.q_piece, blocks.kv_piece))
+    m, n = blocks.q // blocks.q_piece, blocks.kv // blocks.kv_piece
+    in_pieces = seen_pieces.reshape(len(seen), m, -1, n).sum((1, 3)) * ~full
+    calls = (T / S) * (T / L)
+    spans = range(0, seen.shape[1], L // blocks.kv)
+    shards = range(0, seen.shape[0], S // blocks.q)
+    return Pairs(
+        seen.sum() / calls,
+        full.sum() / calls,
+        in_pieces.sum() / calls,
+        sum(seen[:, i : i + L // blocks.kv].any(1).sum() for i in spans) / calls,
+        sum(seen[i : i + S // blocks.q].any(0).sum() for i in shards) / calls,
+    )
+
+
+def _seen(ids: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """bool [q blocks, kv blocks] twice, whether some query sees some key and whether all see all, of rising ids."""
+    first_q, last_q = ids[:: blocks.q, None], ids[blocks.q - 1 :: blocks.q, None]
+    first_kv, last_kv = ids[:: blocks.kv], ids[blocks.kv - 1 :: blocks.kv]
+    query, key = np.arange(0, len(ids), blocks.q)[:, None], np.arange(0, len(ids), blocks.kv)
+    seen = (first_q <= last_kv) & (first_kv <= last_q) & (key <= query + blocks.q - 1)
+    return seen, (last_q == first_kv) & (first_q == last_kv) & (key + blocks.kv - 1 <= query)
+
+
+def forward(call: Call) -> Work:
+    """Two products: scores, and weights times values."""
+    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-7: 3, -6: 3}, {1: 4})
+    call.expect_bfloat16(-7)
+    H = width // (steps * heads)
+    blocks = forward_blocks(S, L, heads * H, "bfloat16", call.chip)
+
+    def products(q: int, kv: int) -> tuple[tuple[int, int, int], ...]:
+        return (kv, H, q), (H, kv, q)
+
+    return _work(call, (B, S, L, steps, heads, kv_width // (steps * H), H), blocks, FORWARD[call.chip], products)
+
+
+def backward(call: Call) -> Work:
+    """Five products: scores and weights' gradients, and the gradients of values, keys and queries."""
+    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-11: 3, -10: 3, -5: 4}, {})
+    call.expect_bfloat16(-11)
+    H = width // (steps * heads)
+    blocks = backward_blocks(S, L, heads * H, "bfloat16", call.chip)
+
+    def products(q: int, kv: int) -> tuple[tuple[int, int, int], ...]:
+        return (kv, H, q), (kv, H, q), (kv, q, H), (kv, q, H), (H, kv, q)
+
+    return _work(call, (B, S, L, steps, heads, kv_width // (steps * H), H), blocks, BACKWARD[call.chip], products)
+
+
+def _work(call: Call, sizes: tuple[int, ...], blocks: Blocks, constants: Constants, products) -> Work:
+    """`products`: of queries and keys, the (rows, inner, columns) of what one head makes, the left operand first."""
+    B, S, L, steps, heads, kv_heads, H = sizes
+    found = pairs(S, L, blocks, call.documents)
+    wide, kv_wide = heads * H, kv_heads * H
+
+    def body(q: int, kv: int) -> float:
+        matrix = sum(call.on.product(*product) for product in products(q, kv))
+        return constants.start + heads * (matrix + constants.score * q * kv / REGISTER)
+
+    cycles = (
+        found.all * constants.pair
+        + found.full * body(blocks.q, blocks.kv)
+        + found.pieces * (constants.masked + body(blocks.q_piece, blocks.kv_piece))
+        + found.queries * constants.queries * blocks.q * wide / REGISTER
+        + found.keys * constants.keys * blocks.kv * kv_wide / REGISTER
+    )
+    of_head = sum(2 * rows * inner * columns for rows, inner, columns in products(1, 1))
+    scores = found.full * blocks.q * blocks.kv + found.pieces * blocks.q_piece * blocks.kv_piece
+    # Forward q and the result once, backward also d_out and d_q; k and v for each pair, and once their gradients.
+    back = call.name == "packed_attention_backward"
+    once = (4 if back else 2) * found.queries * blocks.q * wide + (2 * found.keys * blocks.kv * kv_wide if back else 0)
+    moved = 2 * (once + 2 * found.all * blocks.kv * kv_wide) + 4 * found.queries * blocks.q * heads
+    # A chip's cores share the first dimension of the grid, which is that of the kv heads, each with all rows.
+    return Work(B * steps * heads * scores * of_head, B * steps * moved, B * -(-steps // call.on.cores) * cycles)
