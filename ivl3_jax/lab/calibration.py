@@ -16,6 +16,7 @@ class Calibration:
         products: of the peak that fusions with matrix products reach.
         hbm: of HBM's bandwidth that fusions and moves reach.
         ici: of a link's bandwidth that collectives reach. dcn: of the network's between slices.
+        kernels: of the speed that their schedules have, by the models kept with them.
         host: of the way between a chip and its host's memory.
     """
 
@@ -24,6 +25,7 @@ class Calibration:
     ici: float = 0.85
     dcn: float = 0.8
     host: float = 0.9
+    kernels: float = 0.9
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from ivl3_jax.batch import empty_batch
+from ivl3_jax.chips import Chip
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.options import OPTIONS
 from ivl3_jax.lab.topology import PlacedMesh
@@ -75,8 +76,8 @@ class Compiled:
     """What came of compiling a step.
 
     Attributes:
-        text: the scheduled module in HLO, "" if memory was not enough.
-        memory: of one chip; None likewise. shortage: why not.
+        text: the scheduled module in HLO, "" where the compiler gave up for want of memory.
+        memory: of one chip; None likewise. shortage: memory that is not enough, found by the compiler or by the sum.
         trace_seconds, compile_seconds: what tracing with lowering, and compiling took.
         complaints: warnings of the compiler, each once.
         options: those that it was given.
@@ -133,7 +134,8 @@ def compile_step(
             return Compiled("", None, shortage, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced
     memory = _memory(done.memory_analysis(), state, batch)
-    return Compiled(done.as_text(), memory, None, traced - before, seconds, _complaints(said), chosen)
+    shortage = _beyond(memory, placed.topology.chip)
+    return Compiled(done.as_text(), memory, shortage, traced - before, seconds, _complaints(said), chosen)
 
 
 def _abstract_batch(
@@ -161,6 +163,15 @@ def _memory(analysis: Any, state: Any, batch: Any) -> Memory:
     parameters, inputs = _shard_bytes(state.params), _shard_bytes(batch)
     optimizer = _shard_bytes(state) - parameters
     return Memory(parameters, optimizer, inputs, total - parameters - optimizer - inputs, total)
+
+
+def _beyond(memory: Memory, chip: Chip) -> Shortage | None:
+    """The compiler refuses a step for its temporaries alone: arguments and temporaries may still be too much."""
+    available = int(chip.hbm * 2**30)
+    if memory.total <= available:
+        return None
+    told = f"the step needs {memory.total / 2**30:.2f} GiB of HBM with its arguments; {chip.name} has {chip.hbm} GiB"
+    return Shortage("HBM", memory.total, available, told)
 
 
 def _shard_bytes(tree: Any) -> int:

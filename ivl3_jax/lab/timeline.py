@@ -178,6 +178,8 @@ class _Walker:
             self.events.append(Event(name, start - self.begun, seconds, lane, instruction.op_name))
 
     def _compute(self, computation: Computation, instruction: Instruction) -> None:
+        if not any(shape.dims for shape in instruction.shapes):
+            return  # the scalar unit's, which costs nothing here
         part, seconds = self.cost(computation, instruction)
         self._spend(seconds, part, instruction)
 
@@ -219,13 +221,13 @@ class _Walker:
     def _collective(self, instruction: Instruction) -> None:
         asynchronous = instruction.opcode.endswith("-start")
         kind = kind_of(instruction) or ""
-        done = self._launch(instruction, kind, asynchronous, self.now)
+        done = self._launch(instruction, kind, asynchronous, self.now, instruction.op_name)
         if asynchronous:
             self.flight[instruction.name] = done
         else:
             self.wait(done, "exposed communication")
 
-    def _launch(self, instruction: Instruction, kind: str, asynchronous: bool, earliest: float) -> float:
+    def _launch(self, instruction: Instruction, kind: str, asynchronous: bool, earliest: float, scope: str) -> float:
         """Puts a collective on its links; returns when it is done."""
         seconds = self.network.seconds(instruction, kind)
         links: tuple[Hashable, ...] = self.network.links(instruction)
@@ -239,9 +241,7 @@ class _Walker:
         axes = self.network.axes(instruction)
         if axes:
             size = message(instruction, kind)
-            self.collectives.append(
-                Collective(kind, axes, self.weight, size, asynchronous, instruction.op_name, seconds)
-            )
+            self.collectives.append(Collective(kind, axes, self.weight, size, asynchronous, scope, seconds))
         return start + seconds
 
     def _start(self, instruction: Instruction) -> None:
@@ -250,7 +250,7 @@ class _Walker:
             found = inside(self.module, instruction)
             done = self.now
             for each in found:
-                done = max(done, self._launch(each, kind_of(each) or "", True, self.now))
+                done = max(done, self._launch(each, kind_of(each) or "", True, self.now, instruction.op_name))
             self.flight[instruction.name] = done
             return
         shapes = [shape for shape in instruction.shapes if shape.bytes > SMALL]
@@ -304,7 +304,9 @@ class _Walker:
             if each.channel not in self.flight:
                 scattered = "scatter" in instruction.called[0] and kind_of(each) == "all-reduce"
                 kind = "reduce-scatter" if scattered else kind_of(each) or ""
-                self.flight[each.channel] = self._launch(each, kind, count[each.channel] > 1, began)
+                self.flight[each.channel] = self._launch(
+                    each, kind, count[each.channel] > 1, began, each.op_name or instruction.op_name
+                )
             if last[each.channel] is instruction:
                 self.wait(self.flight.pop(each.channel), "exposed communication")
 

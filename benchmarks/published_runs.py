@@ -1,0 +1,106 @@
+"""The lab's prediction beside published TPU runs; no TPU takes part (extra tpu).
+
+    python benchmarks/published_runs.py [--texts FOLDER] [--only 16B,32B] [--calibration FILE] [--json FILE]
+
+Each run of `ivl3_jax/lab/published.py` is this project's decoder of that shape, slice, plan and remat: its train step is
+compiled ahead of time, and its time predicted from the text. The constants were fitted on the runs that are marked so;
+the others are held out. A compile takes one to ten minutes; texts are kept in FOLDER and not compiled again.
+"""
+
+import argparse
+import json
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+from ivl3_jax.cli.main import set_platform_defaults
+
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path, default=Path(".cache/published_runs"), help="where modules are kept")
+    parser.add_argument("--only", help="names of runs, with commas between")
+    parser.add_argument("--calibration", type=Path, help="a YAML file of constants")
+    parser.add_argument("--json", type=Path, help="where the table goes as JSON")
+    options = parser.parse_args()
+    set_platform_defaults()
+
+    from ivl3_jax.lab.calibration import Calibration
+    from ivl3_jax.lab.published import RUNS
+
+    calibration = Calibration.read(options.calibration) if options.calibration else Calibration()
+    wanted = options.only.split(",") if options.only else [run.name for run in RUNS]
+    rows = [row(run, options.texts, calibration) for run in RUNS if run.name in wanted]
+    print(
+        f"{'run':6} {'slice':11} {'published s':>11} {'predicted s':>11} {'error':>7}  {'':8}  compute, communication"
+    )
+    for each in rows:
+        parts = {name: round(seconds, 2) for name, seconds in each["parts"].items()}
+        print(
+            f"{each['run']:6} {each['topology']:11} {each['published_seconds']:11.2f} {each['predicted_seconds']:11.2f} "
+            f"{100 * each['error']:+6.1f}%  {'fitted' if each['fitted'] else 'held out':8}  {parts}"
+        )
+    for name in ("fitted", "held out"):
+        errors = [abs(each["error"]) for each in rows if each["fitted"] == (name == "fitted")]
+        if errors:
+            mean, worst = 100 * statistics.mean(errors), 100 * max(errors)
+            print(f"{name}: mean absolute error {mean:.1f}%, worst {worst:.1f}%")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def row(run, texts: Path, calibration) -> dict:
+    """What is published of a run, what is predicted, and what compiling took."""
+    from ivl3_jax.lab.hlo import Module
+    from ivl3_jax.lab.kernel_time import kernel_seconds
+    from ivl3_jax.lab.timeline import walk
+    from ivl3_jax.lab.topology import Topology
+
+    topology = Topology.read(run.topology)
+    placed = topology.make_mesh(run.plan)
+    text, facts = compiled(run, placed, texts)
+    found = walk(Module.read(text), placed, kernel_seconds(topology.chip.name, 1, calibration), calibration)
+    return {
+        "run": run.name,
+        "topology": run.topology,
+        "fitted": run.fitted,
+        "source": run.source,
+        "published_seconds": run.seconds,
+        "predicted_seconds": found.seconds,
+        "error": found.seconds / run.seconds - 1,
+        "published_utilisation": run.utilisation,
+        "predicted_utilisation": run.utilisation * run.seconds / found.seconds,
+        "parts": found.parts,
+        "busy": found.busy,
+        "warnings": found.warnings,
+        **facts,
+    }
+
+
+def compiled(run, placed, texts: Path) -> tuple[str, dict]:
+    """The module's text and facts of its compile, from `texts` where it lies there already."""
+    from ivl3_jax.lab.compile import compile_step
+
+    name = f"{run.name}-jax{version('jax')}-libtpu{version('libtpu')}"
+    text, facts = texts / f"{name}.hlo", texts / f"{name}.json"
+    if not (text.is_file() and facts.is_file()):
+        print(f"{run.name}: compiling for {run.topology} ...", flush=True)
+        done = compile_step(run.config, run.plan, placed, run.batch)
+        if not done.text:
+            raise ValueError(f"{run.name}: {done.shortage.message if done.shortage else 'nothing was compiled'}")
+        texts.mkdir(parents=True, exist_ok=True)
+        text.write_text(done.text)
+        found = {
+            "compile_seconds": round(done.compile_seconds, 1),
+            "gib": round(done.memory.total / GIB, 2),
+            "shortage": done.shortage.message if done.shortage else None,
+            "complaints": done.complaints,
+        }
+        facts.write_text(json.dumps(found))
+    return text.read_text(), json.loads(facts.read_text())
+
+
+if __name__ == "__main__":
+    main()
