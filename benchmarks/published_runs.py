@@ -2,7 +2,7 @@
 
     python benchmarks/published_runs.py [--texts FOLDER] [--only 16B,32B] [--calibration FILE] [--json FILE]
 
-Each run of `ivl3_jax/lab/published.py` is this project's decoder of that shape, slice, plan and remat: its train step is
+Each run of `ivl3_jax/lab/published.py` is this project's decoder of that shape, slice, plan and remat: its step is
 compiled ahead of time, and its time predicted from the text. The constants were fitted on the runs that are marked so;
 the others are held out. A compile takes one to ten minutes; texts are kept in FOLDER and not compiled again.
 """
@@ -33,13 +33,12 @@ def main() -> None:
     calibration = Calibration.read(options.calibration) if options.calibration else Calibration()
     wanted = options.only.split(",") if options.only else [run.name for run in RUNS]
     rows = [row(run, options.texts, calibration) for run in RUNS if run.name in wanted]
-    print(
-        f"{'run':6} {'slice':11} {'published s':>11} {'predicted s':>11} {'error':>7}  {'':8}  compute, communication"
-    )
+    print(f"{'run':6} {'slice':11} {'published':>9} {'predicted':>9} {'error':>7}  {'':8}  compute, communication")
     for each in rows:
         parts = {name: round(seconds, 2) for name, seconds in each["parts"].items()}
         print(
-            f"{each['run']:6} {each['topology']:11} {each['published_seconds']:11.2f} {each['predicted_seconds']:11.2f} "
+            f"{each['run']:6} {each['topology']:11} "
+            f"{each['published_seconds']:7.2f} s {each['predicted_seconds']:7.2f} s "
             f"{100 * each['error']:+6.1f}%  {'fitted' if each['fitted'] else 'held out':8}  {parts}"
         )
     for name in ("fitted", "held out"):

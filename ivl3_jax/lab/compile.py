@@ -130,8 +130,8 @@ def compile_step(
             with _stderr(said):
                 done = lowered.compile(compiler_options=chosen)
         except jax.errors.JaxRuntimeError as error:
-            shortage, seconds = _shortage(str(error)), time.perf_counter() - traced
-            return Compiled("", None, shortage, traced - before, seconds, _complaints(said), chosen)
+            refused, seconds = _shortage(str(error)), time.perf_counter() - traced
+            return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced
     memory = _memory(done.memory_analysis(), state, batch)
     shortage = _beyond(memory, placed.topology.chip)

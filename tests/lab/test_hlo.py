@@ -16,7 +16,7 @@ def collective(attributes: str) -> Instruction:
 @pytest.mark.parametrize(
     ("text", "shape", "bytes_", "stored"),
     [
-        ("bf16[6,2048,64]{2,1,0:T(8,128)(2,1)S(1)}", Shape("bf16", (6, 2048, 64), (2, 1, 0), (8, 128), VMEM), 1572864, 3145728),
+        ("bf16[6,8,64]{2,1,0:T(8,128)(2,1)S(1)}", Shape("bf16", (6, 8, 64), (2, 1, 0), (8, 128), VMEM), 6144, 12288),
         ("f32[1,2048]{1,0:T(1,128)}", Shape("f32", (1, 2048), (1, 0), (1, 128)), 8192, 8192),
         ("bf16[4,4096]{0,1:T(8,128)(2,1)S(5)}", Shape("bf16", (4, 4096), (0, 1), (8, 128), HOST), 32768, 1048576),
         ("pred[]{:T(512)}", Shape("pred", (), (), (512,)), 1, 1),
@@ -33,8 +33,8 @@ def test_shapes(text, shape, bytes_, stored):
 def test_an_instruction():
     text = entry(
         f"  %a = {ARRAY} parameter(0)\n"
-        f"  ROOT %f.1 = (bf16[4]{{0}}, /*index=1*/u32[]{{:S(2)}}) fusion(%a, /*index=1*/%a), kind=kOutput, calls=%inner, "
-        'metadata={op_name="jit(step)/decoder/dot (general)" stack_frame_id=4}, '
+        f"  ROOT %f.1 = (bf16[4]{{0}}, /*index=1*/u32[]{{:S(2)}}) fusion(%a, /*index=1*/%a), kind=kOutput, "
+        'calls=%inner, metadata={op_name="jit(step)/decoder/dot (general)" stack_frame_id=4}, '
         'backend_config={"window_config":{"estimated_cycles":"77"}}\n',
         f"%inner (p: f32[8,128]) -> f32[8,128] {{\n  ROOT %p = {ARRAY} parameter(0)\n}}\n\n",
     )
