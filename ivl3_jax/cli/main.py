@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "ivl3_jax.cli.train",
     "data": "ivl3_jax.cli.data",
     "bench": "ivl3_jax.cli.bench",
+    "lab": "ivl3_jax.cli.lab",
     "demo": "ivl3_jax.cli.demo",
 }
 

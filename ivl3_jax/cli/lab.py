@@ -1,0 +1,16 @@
+"""`ivl3 lab`: what a sharding plan does on a TPU slice, without the slice; a subcommand each."""
+
+from ivl3_jax.cli.subcommands import dispatch
+
+HELP = """Tells whether a plan fits a TPU slice, how fast, and which is best, without a TPU (extra tpu).
+ivl3 lab compile --model 8b --plan fsdp --topology v5e:16x16 --tokens 8192 --tiles 12
+"""
+
+SUBCOMMANDS = {
+    "compile": "ivl3_jax.cli.lab_compile",
+}
+
+
+def run(argv: list[str]) -> int:
+    """Runs a subcommand and returns its exit code."""
+    return dispatch("ivl3 lab", SUBCOMMANDS, argv)

@@ -1,0 +1,47 @@
+"""`ivl3 lab compile`: one plan on one slice."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ivl3_jax.cli.arguments import parse
+from ivl3_jax.cli.lab_cases import Question
+
+HELP = """Compiles the train step for a slice, and predicts memory, collectives and time from what the compiler made.
+ivl3 lab compile --model 8b --plan fsdp_tensor --mesh '{tensor: 4}' --topology v5p:4x4x4 --tokens 16384 --tiles 24
+"""
+
+
+@dataclass(frozen=True)
+class CompileQuestion(Question):
+    """A model's train step on a slice.
+
+    Attributes:
+        text: a file for the scheduled module, in HLO.
+        json: a file for the figures.
+    """
+
+    text: Path | None = None
+    json: Path | None = None
+
+
+def run(argv: list[str]) -> int:
+    """Prints what is found; 1 where the step does not fit."""
+    summary, example = HELP.strip().splitlines()
+    question = parse(CompileQuestion, argv, prog="ivl3 lab compile", description=summary, example=example)
+    from ivl3_jax.lab.calibration import Calibration
+    from ivl3_jax.lab.prediction import compile_case, predict
+    from ivl3_jax.lab.prediction import summary as in_brief
+    from ivl3_jax.lab.store import Store, default_directory
+    from ivl3_jax.lab.telling import tell
+
+    case = question.case()
+    calibration = Calibration.read(question.calibration) if question.calibration else Calibration()
+    store = Store(question.cache or default_directory())
+    found = predict(case, store.compiled(case, compile_case), calibration)
+    print(tell(found))
+    if question.text:
+        question.text.write_text(found.compiled.text, encoding="utf-8")
+    if question.json:
+        question.json.write_text(json.dumps(in_brief(found), indent=1) + "\n", encoding="utf-8")
+    return 0 if found.fits else 1
