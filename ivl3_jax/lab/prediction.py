@@ -44,9 +44,8 @@ class Prediction:
     @property
     def utilisation(self) -> float | None:
         """Model FLOPs utilisation: `operations` a second over the chip's bf16 peak."""
-        return (
-            None if self.seconds is None else self.operations / self.seconds / self.case.topology.chip.teraflops / 1e12
-        )
+        peak = self.case.topology.chip.teraflops * 1e12
+        return None if self.seconds is None else self.operations / self.seconds / peak
 
     @property
     def rate(self) -> float | None:
@@ -76,8 +75,10 @@ def compile_case(case: Case) -> Compiled:
     Raises:
         ValueError: as `predict`.
     """
-    placed, dtypes = case.topology.make_mesh(case.plan), {"param_dtype": case.param_dtype, "dtype": case.dtype}
-    return compile_step(case.config, case.plan, placed, case.batch, case.train, **dtypes)
+    placed = case.topology.make_mesh(case.plan)
+    return compile_step(
+        case.config, case.plan, placed, case.batch, case.train, param_dtype=case.param_dtype, dtype=case.dtype
+    )
 
 
 def operations(case: Case) -> float:
