@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jax.experimental import mesh_utils, topologies
@@ -116,16 +116,19 @@ class Topology:
         return Mesh(array, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
+class Ring(NamedTuple):
+    """Chips along one dimension of the torus: which, how many, and whether their links close to a ring."""
+
+    dimension: int
+    chips: int
+    closed: bool
+
+
 @dataclass(frozen=True)
 class Span:
-    """What a set of chips covers of the torus.
+    """What a set of chips covers: dimensions of the torus that it extends over, and how many slices."""
 
-    Attributes:
-        rings: for each dimension that it extends over: how many chips, and whether the links close to a ring.
-        slices: how many slices it touches.
-    """
-
-    rings: tuple[tuple[int, bool], ...]
+    rings: tuple[Ring, ...]
     slices: int
 
 
@@ -147,9 +150,10 @@ class PlacedMesh:
         """What chips, by their number in the mesh's row-major order, cover."""
         places = self.places[np.asarray(members)]
         counts = [len(np.unique(column)) for column in places.T]
+        wraps, shape = self.topology.wraps, self.topology.shape
         rings = [
-            (count, closed and count == size)
-            for count, closed, size in zip(counts[1:], self.topology.wraps, self.topology.shape, strict=True)
+            Ring(axis, count, wraps[axis] and count == shape[axis])
+            for axis, count in enumerate(counts[1:])
             if count > 1
         ]
         return Span(tuple(rings), counts[0])
