@@ -26,7 +26,7 @@ GIB = 2**30
         ),
         (
             "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom: Ran out of memory in memory space vmem while "
-            "allocating on stack for %k. Scoped allocation with size 20.50M and limit 16.00M exceeded scoped vmem limit.",
+            "allocating on stack for %k. Scoped allocation with size 20.50M and limit 16.00M exceeded vmem limit.",
             "VMEM",
             20.5 / 1024,
             16 / 1024,
