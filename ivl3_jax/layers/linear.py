@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
+from ivl3_jax.sharding.local import mesh_axes
 from ivl3_jax.sharding.plan import Rules
 
 
@@ -48,37 +49,49 @@ class Linear(nnx.Module):
         """Projects x [*axes, *inputs] to [*axes, *outputs], in x's dtype; `axes` name the leading dimensions."""
         layout = self.rules.activation(*axes, *self.outputs)
 
-        def in_use(weight: nnx.Param) -> jax.Array:
-            return reshard(weight[...].astype(x.dtype), self.rules.activation(*weight.axes))
+        def product(x: jax.Array, weight: nnx.Param, layout: PartitionSpec) -> jax.Array:
+            return contract(x, weight[...].astype(x.dtype), self.rules.activation(*weight.axes), layout)
 
-        y = contract(x, in_use(self.kernel), layout)
+        y = product(x, self.kernel, layout)
         if hasattr(self, "lora_a"):
             # Neither W + A B nor the gradient of W is made: what is between A and B has only r columns.
-            low = contract(x, in_use(self.lora_a), self.rules.activation(*axes, "rank"))
+            low = product(x, self.lora_a, self.rules.activation(*axes, "rank"))
             low = self.named(low * self.lora_scale)
-            y = y + contract(low, in_use(self.lora_b), layout)
+            y = y + product(low, self.lora_b, layout)
         if hasattr(self, "bias"):
-            y = y + in_use(self.bias)
+            y = y + reshard(self.bias[...].astype(x.dtype), self.rules.activation(*self.outputs))
         return self.named(y)
 
     def named(self, y: jax.Array) -> jax.Array:
         return y if self.name is None else checkpoint_name(y, self.name)
 
 
-def contract(x: jax.Array, kernel: jax.Array, layout: PartitionSpec) -> jax.Array:
-    """x [*leading, *inputs] times kernel [*inputs, *outputs]: [*leading, *outputs], laid out by `layout`."""
+def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: PartitionSpec) -> jax.Array:
+    """x [*leading, *inputs] times kernel [*inputs, *outputs]: [*leading, *outputs], laid out by `layout`.
+
+    The kernel, as it is stored, is brought to the layout `in_use`. Its gradient takes the way back as a sum that is not
+    made until it is scattered: each device only ever receives its part.
+    """
     n = (x.ndim + kernel.ndim - len(layout)) // 2
     leading, outputs = x.ndim - n, kernel.shape[n:]
     # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
     kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
-    y = jnp.dot(merged(x, leading, x.ndim), kernel, out_sharding=PartitionSpec(*layout[: leading + 1]))
+    x = merged(x, leading, x.ndim)
+    spec, out = jax.typeof(x).sharding.spec, PartitionSpec(*layout[: leading + 1])
+    kernel = reshard(kernel, PartitionSpec(in_use[0], in_use[n], reduced=mesh_axes(*spec[:leading])))
+    if PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
+        y = jnp.dot(x, kernel, out_sharding=out)
+    else:  # the sum over the devices that share the inputs is scattered over positions
+        partial = PartitionSpec(*spec[:leading], out[leading], unreduced=mesh_axes(spec[leading]))
+        y = reshard(jnp.dot(x, kernel, out_sharding=partial), out)
     return y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
 
 
 def merged(x: jax.Array, start: int, stop: int) -> jax.Array:
-    """x with its dimensions start .. stop - 1 made one; of these only the first may be sharded."""
+    """x with its dimensions start .. stop - 1 made one, of which only the first stays sharded."""
     if stop - start == 1:
         return x
     shape, spec = x.shape, jax.typeof(x).sharding.spec
     layout = PartitionSpec(*spec[: start + 1], *spec[stop:])
+    x = reshard(x, PartitionSpec(*spec[: start + 1], *(None,) * (stop - start - 1), *spec[stop:]))
     return x.reshape(*shape[:start], math.prod(shape[start:stop]), *shape[stop:], out_sharding=layout)

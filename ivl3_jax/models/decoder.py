@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.config import DecoderConfig
 from ivl3_jax.kernels.decoding import Cache, new_cache
@@ -15,6 +15,7 @@ from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, padded, parameter
 from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_frequencies, rope_table
 from ivl3_jax.layers.taps import scope, tap
+from ivl3_jax.sharding.local import in_use, mesh_axes, on_shards
 from ivl3_jax.sharding.plan import Rules
 from ivl3_jax.sharding.remat import POLICIES, Remat
 
@@ -33,8 +34,26 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """tokens int32 [B, S] to [B, S, D]."""
-        table = reshard(self.table[...], self.rules.activation("vocab", "embed"))
-        return table.at[tokens].get(out_sharding=self.rules.activation(*STREAM, "embed")).astype(dtype)
+        layout, stored = self.rules.activation(*STREAM, "embed"), jax.typeof(self.table[...]).sharding.spec
+        (vocab,) = in_use(self.rules.activation("vocab"))
+        (width,) = in_use(PartitionSpec(None if mesh_axes(stored[1]) & mesh_axes(vocab, layout[2]) else stored[1]))
+        # Positions that are parted over the same axes as the vocabulary are looked up whole, and parted in the sum.
+        shared = bool(mesh_axes(layout[1]) & mesh_axes(vocab))
+        positions = PartitionSpec(layout[0], None if shared else layout[1])
+
+        def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+            # Gathered within, so that the sum of the gradient over devices is a scattered one.
+            table = table if width is None else jax.lax.all_gather(table, width, axis=1, tiled=True)
+            if vocab is None:
+                return table[tokens].astype(dtype)
+            place = tokens - jax.lax.axis_index(vocab) * len(table)
+            mine = (place >= 0) & (place < len(table))
+            rows = jnp.where(mine[..., None], table[jnp.where(mine, place, 0)], 0).astype(dtype)
+            return jax.lax.psum(rows, vocab)
+
+        out = PartitionSpec(*positions, layout[2])
+        found = on_shards(local, in_specs=(PartitionSpec(vocab, width or layout[2]), positions), out_specs=out)
+        return reshard(found(self.table[...], tokens), layout)
 
 
 class Block(nnx.Module):
@@ -162,14 +181,14 @@ class Decoder(nnx.Module):
         return rope_table(positions, stretched, dtype)
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
-        """[D, V], the transposed embedding table where it is tied, laid out for use."""
+        """[D, V], the transposed embedding table where it is tied, laid out as it is stored."""
         kernel = self.embed.table[...].T if self.config.tie_embeddings else self.head.kernel[...]
-        return reshard(kernel.astype(dtype), self.rules.activation("embed", "vocab"))
+        return kernel.astype(dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [B, S, D] to [B, S, vocab] in their dtype, without the plan's padding."""
         layout = self.rules.activation(*INSIDE, "vocab")
-        kernel = self.output_kernel(hidden.dtype)
+        kernel = reshard(self.output_kernel(hidden.dtype), self.rules.activation("embed", "vocab"))
         logits = jnp.einsum(
             "bsd,dv->bsv", reshard(hidden, self.rules.activation(*INSIDE, "embed")), kernel, out_sharding=layout
         )

@@ -21,7 +21,12 @@ def in_use(spec: PartitionSpec) -> PartitionSpec:
 def shard_count(to: str | tuple[str, ...] | None) -> int:
     """In how many parts a dimension lies that goes to these axes of the current mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(axis, 1) for axis in ((to,) if isinstance(to, str) else to or ()))
+    return math.prod(sizes.get(axis, 1) for axis in mesh_axes(to))
+
+
+def mesh_axes(*dimensions: str | tuple[str, ...] | None) -> set[str]:
+    """The mesh axes that the dimensions of a layout go to."""
+    return {axis for to in dimensions for axis in ((to,) if isinstance(to, str) else to or ())}
 
 
 def on_shards(function: Callable, *, in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec) -> Callable:

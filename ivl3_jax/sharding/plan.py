@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 import yaml
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from ivl3_jax.sharding.axes import ACTIVATION_AXES, COMPONENTS, MESH_AXES, PARAMETER_AXES
+from ivl3_jax.sharding.mesh import arranged
 from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
@@ -131,7 +131,7 @@ class ShardingPlan:
         """The plan's mesh, with explicit axes, over `devices` (default: the first of this process's backend).
 
         Raises:
-            ValueError: fewer devices than the mesh has places.
+            ValueError: fewer devices than the mesh has places, or of several slices that `data` does not divide over.
         """
         devices = jax.devices() if devices is None else devices
         if len(devices) < self.devices:
@@ -140,7 +140,7 @@ class ShardingPlan:
             )
             raise ValueError(f"plan {self.name!r} needs {self.devices} devices ({shape}); there are {len(devices)}")
         types = (AxisType.Explicit,) * len(MESH_AXES)
-        return jax.make_mesh(self.mesh_shape, MESH_AXES, axis_types=types, devices=np.asarray(devices[: self.devices]))
+        return Mesh(arranged(self.mesh_shape, devices[: self.devices]), MESH_AXES, axis_types=types)
 
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """Number of shards over these mesh axes."""
