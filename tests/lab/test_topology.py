@@ -42,7 +42,7 @@ def test_another_number_of_chips_is_refused(libtpu):
 
 
 def test_slices_need_an_axis_between_them(libtpu):
-    with pytest.raises(ValueError, match="neither mesh axis data nor stage is a multiple of it; make data 2"):
+    with pytest.raises(ValueError, match="mesh.data is 1 and the devices are 2 slices"):
         Topology.read("v5p:2x2x1", slices=2).make_mesh(plan(fsdp=8))
 
 
