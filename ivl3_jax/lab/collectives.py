@@ -93,9 +93,7 @@ class Network:
             moved = np.where(abs(moved) > size / 2, -moved, moved)  # the short way round
             nearest = moved[np.argmax((moved != 0).any(-1))]
             return tuple((axis, int(np.sign(step))) for axis, step in enumerate(nearest) if step)
-        members = self.placed.places[groups[0]][:, 1:]
-        used = [axis for axis in range(members.shape[1]) if len(np.unique(members[:, axis])) > 1]
-        return tuple((axis, direction) for axis in used for direction in (-1, 1))
+        return tuple((ring.dimension, direction) for ring in self.span(instruction).rings for direction in (-1, 1))
 
     def seconds(self, instruction: Instruction, kind: str) -> float:
         """Of one execution alone on its links.
@@ -111,16 +109,16 @@ class Network:
         if kind == "collective-permute":
             far = span.slices > 1
             return size / (self.dcn if far else self.link) + HOP
-        rings = sorted(span.rings, reverse=True)
+        rings = sorted(span.rings, key=lambda ring: -ring.chips)
         named = instruction.attribute(r'"emitter":"(\d)D')
         if named:
             rings = rings[: int(named)]
-        lanes = sum(2 if closed else 1 for _, closed in rings)
+        lanes = sum(2 if ring.closed else 1 for ring in rings)
         chips = members // span.slices
         passes = {"all-reduce": 2, "all-to-all": chips / 8}.get(
             kind, 1
         )  # half of an all-to-all crosses a ring's middle
-        seconds = HOP * sum(n // 2 if closed else n for n, closed in rings)
+        seconds = HOP * sum(ring.chips // 2 if ring.closed else ring.chips for ring in rings)
         if lanes:
             seconds += passes * size * (chips - 1) / chips / (lanes * self.link)
         if span.slices > 1:

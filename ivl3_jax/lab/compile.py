@@ -19,7 +19,7 @@ import jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.chips import Chip
 from ivl3_jax.config import InternVLConfig
-from ivl3_jax.lab.options import OPTIONS
+from ivl3_jax.lab.options import options_of
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.models.adapters import with_adapters
 from ivl3_jax.models.model import abstract_model
@@ -107,14 +107,13 @@ def compile_step(
 
     Args:
         placed: the plan's mesh. train: what is trained and how; `accumulate` cuts the rows into parts.
-        options: of the compiler; by default those of the chip in `OPTIONS`, and over them the plan's.
+        options: of the compiler; by default `options_of` the chip and the plan.
 
     Raises:
         ValueError: the plan does not fit the model or the batch, or the compiler refuses an option.
     """
     train, mesh = train or TrainConfig(), placed.mesh
-    chip = placed.topology.chip.name
-    chosen = {**OPTIONS[chip], **plan.compiler.get(chip, {})} if options is None else dict(options)
+    chosen = options_of(placed.topology.chip.name, plan) if options is None else dict(options)
     before = time.perf_counter()
     graphdef, params = abstract_model(config, plan, mesh, param_dtype=param_dtype, dtype=dtype)
     if train.adapters:

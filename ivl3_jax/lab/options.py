@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from ivl3_jax.sharding.plan import ShardingPlan
+
 # Collectives run beside compute; gradients of replicated parameters are reduced while the backward pass goes on.
 _OVERLAP = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": True,
@@ -14,6 +16,20 @@ _FUSED = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+}
+
+# Moves between device and host begin early and run beside compute.
+OFFLOADING: Mapping[str, bool | int | str] = {
+    "xla_tpu_enable_all_experimental_scheduler_features": True,
+    "xla_tpu_enable_scheduler_memory_pressure_tracking": "ENABLED",
+    "xla_tpu_host_transfer_overlap_limit": 24,
+    "xla_tpu_aggressive_opt_barrier_removal": "ENABLED",
+    "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
+    "xla_should_allow_loop_variant_parameter_in_chain": "ENABLED",
+    "xla_should_add_loop_invariant_op_in_chain": "ENABLED",
+    "xla_max_concurrent_host_send_recv": 100,
+    "xla_tpu_scheduler_percent_shared_memory_limit": 100,
+    "xla_latency_hiding_scheduler_rerun": 2,
 }
 
 # From MaxText's configurations of v5e, v5p and v6e (configs/tpu of its repository).
@@ -36,3 +52,9 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
         "xla_tpu_assign_all_reduce_scatter_layout": True,
     },
 }
+
+
+def options_of(chip: str, plan: ShardingPlan) -> dict[str, bool | int | str]:
+    """Options for a plan on a chip: those of the table, with those of offloading where it offloads, and its own."""
+    offloads = bool(plan.offload) or any(plan.remat_of(part).offload for part in ("vision", "decoder"))
+    return {**OPTIONS[chip], **(OFFLOADING if offloads else {}), **plan.compiler.get(chip, {})}

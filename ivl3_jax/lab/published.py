@@ -1,6 +1,7 @@
 """Published training runs on TPUs, which the prediction is held against."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from ivl3_jax.chips import CHIPS
@@ -38,8 +39,7 @@ class Run:
 
     @property
     def chips(self) -> int:
-        sizes = list(self.mesh.values())
-        return sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+        return math.prod(self.mesh.values())
 
     @property
     def parameters(self) -> float:

@@ -5,17 +5,15 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from ivl3_jax.chips import CHIPS, Chip
 from ivl3_jax.sharding.axes import MESH_AXES
 from ivl3_jax.sharding.plan import ShardingPlan
-
-BETWEEN_SLICES = ("data", "stage")  # mesh axes that may cross slices: what they move is little
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Topology:
         """The mesh of a plan over all chips.
 
         Raises:
-            ValueError: the plan needs another number of chips, or no axis of it can lie between the slices.
+            ValueError: the plan needs another number of chips, or its `data` is no multiple of the slices.
         """
         if plan.devices != self.chips:
             sizes = ", ".join(f"{axis} {n}" for axis, n in zip(MESH_AXES, plan.mesh_shape, strict=True) if n > 1)
@@ -92,50 +90,37 @@ class Topology:
                 f"plan {plan.name!r} needs {plan.devices} chips ({sizes or 'one'}); {self.name} has {self.chips}: the "
                 f"sizes of its mesh must multiply to {self.chips}"
             )
-        shape, dcn = plan.mesh_shape, [1] * len(MESH_AXES)
-        if self.slices > 1:
-            places = [MESH_AXES.index(axis) for axis in BETWEEN_SLICES if plan.mesh.get(axis, 1) % self.slices == 0]
-            if not places:
-                raise ValueError(
-                    f"plan {plan.name!r}: {self.name} has {self.slices} slices, and neither mesh axis "
-                    f"{' nor '.join(BETWEEN_SLICES)} is a multiple of it; make data {self.slices}"
-                )
-            dcn[places[0]] = self.slices
-        within = tuple(n // between for n, between in zip(shape, dcn, strict=True))
-        try:
-            return PlacedMesh(self, self._mesh(within, dcn, split=False), split=False)
-        except NotImplementedError:  # an axis that is no product of the slice's dimensions
-            return PlacedMesh(self, self._mesh(within, dcn, split=True), split=True)
+        return PlacedMesh(self, plan.make_mesh(self.devices()))
 
-    def _mesh(self, within: tuple[int, ...], dcn: list[int], split: bool) -> Mesh:
-        devices = self.devices()
-        if self.slices > 1:
-            array = mesh_utils.create_hybrid_device_mesh(within, dcn, devices, allow_split_physical_axes=split)
-        else:
-            array = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
-        return Mesh(array, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+
+class Ring(NamedTuple):
+    """Chips along one dimension of the torus: which, how many, and whether their links close to a ring."""
+
+    dimension: int
+    chips: int
+    closed: bool
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a set of chips covers of the torus.
+    """What a set of chips covers: dimensions of the torus that it extends over, and how many slices."""
 
-    Attributes:
-        rings: for each dimension that it extends over: how many chips, and whether the links close to a ring.
-        slices: how many slices it touches.
-    """
-
-    rings: tuple[tuple[int, bool], ...]
+    rings: tuple[Ring, ...]
     slices: int
 
 
 @dataclass(frozen=True)
 class PlacedMesh:
-    """A mesh over a topology. `split`: whether a dimension of the torus had to be shared by two mesh axes."""
+    """A mesh over a topology."""
 
     topology: Topology
     mesh: Mesh
-    split: bool
+
+    @property
+    def split(self) -> bool:
+        """Whether a dimension of the torus is shared by two mesh axes, of which neither then has a closed ring."""
+        used = [ring.dimension for name in MESH_AXES for ring in self.axis(name).rings]
+        return len(used) > len(set(used))
 
     @property
     def places(self) -> np.ndarray:
@@ -147,9 +132,10 @@ class PlacedMesh:
         """What chips, by their number in the mesh's row-major order, cover."""
         places = self.places[np.asarray(members)]
         counts = [len(np.unique(column)) for column in places.T]
+        wraps, shape = self.topology.wraps, self.topology.shape
         rings = [
-            (count, closed and count == size)
-            for count, closed, size in zip(counts[1:], self.topology.wraps, self.topology.shape, strict=True)
+            Ring(axis, count, wraps[axis] and count == shape[axis])
+            for axis, count in enumerate(counts[1:])
             if count > 1
         ]
         return Span(tuple(rings), counts[0])

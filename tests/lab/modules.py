@@ -20,7 +20,7 @@ def placed(text: str, slices: int = 1, **mesh: int) -> PlacedMesh:
     devices[:] = [SimpleNamespace(slice_index=s, coords=list(at)) for s, *at in places]
     devices = devices.reshape([mesh.get(axis, 1) for axis in MESH_AXES])
     topology = Topology(CHIPS[chip], shape, slices)
-    return PlacedMesh(topology, SimpleNamespace(size=devices.size, devices=devices), False)
+    return PlacedMesh(topology, SimpleNamespace(size=devices.size, devices=devices))
 
 
 def loop(body: str, trips: int = 5, before: str = "", condition: str | None = None) -> str:

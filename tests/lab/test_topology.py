@@ -2,7 +2,7 @@
 
 import pytest
 
-from ivl3_jax.lab.topology import Span, Topology
+from ivl3_jax.lab.topology import Ring, Span, Topology
 from ivl3_jax.sharding.plan import ShardingPlan
 
 
@@ -42,14 +42,14 @@ def test_another_number_of_chips_is_refused(libtpu):
 
 
 def test_slices_need_an_axis_between_them(libtpu):
-    with pytest.raises(ValueError, match="neither mesh axis data nor stage is a multiple of it; make data 2"):
+    with pytest.raises(ValueError, match="mesh.data is 1 and the devices are 2 slices"):
         Topology.read("v5p:2x2x1", slices=2).make_mesh(plan(fsdp=8))
 
 
 def test_where_axes_lie(libtpu):
     placed = Topology.read("v5p:4x4x4").make_mesh(plan(fsdp=16, tensor=4))
-    assert placed.axis("fsdp") == Span(((4, True), (4, True)), 1)
-    assert placed.axis("tensor") == Span(((4, True),), 1)
+    assert placed.axis("fsdp") == Span((Ring(1, 4, True), Ring(2, 4, True)), 1)
+    assert placed.axis("tensor") == Span((Ring(0, 4, True),), 1)
     assert placed.axis("data") == Span((), 1)
     assert not placed.split
 
@@ -57,10 +57,10 @@ def test_where_axes_lie(libtpu):
 def test_an_axis_between_slices(libtpu):
     placed = Topology.read("v5e:4x4", slices=2).make_mesh(plan(data=2, fsdp=16))
     assert placed.axis("data") == Span((), 2)
-    assert placed.axis("fsdp") == Span(((4, False), (4, False)), 1)
+    assert placed.axis("fsdp") == Span((Ring(0, 4, False), Ring(1, 4, False)), 1)
 
 
 def test_a_dimension_shared_by_two_axes(libtpu):
     placed = Topology.read("v5p:4x4x4").make_mesh(plan(fsdp=32, tensor=2))
     assert placed.split
-    assert placed.axis("tensor") == Span(((2, False),), 1)
+    assert placed.axis("tensor") == Span((Ring(0, 2, False),), 1)
