@@ -18,6 +18,7 @@ from ivl3_jax.sharding.axes import (
     MESH_AXES,
     PARAMETER_AXES,
 )
+from ivl3_jax.sharding.pipeline import Pipeline, Schedule
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
 REMAT_POLICIES = ("none", "dots", "full")
@@ -47,10 +48,15 @@ class Rules:
         """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
         return _spec(self.activations, axes)
 
+    def without(self, mesh_axis: str) -> Self:
+        """The rules of what is computed apart in each place along a mesh axis: no activation is spread over it."""
+        table = {axis: tuple(name for name in to if name != mesh_axis) for axis, to in self.activations.items()}
+        return dataclasses.replace(self, activations={axis: to for axis, to in table.items() if to})
+
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat.
+    """The mesh shape, one set of rules for each component, remat, the pipeline.
 
     Attributes:
         name: for reports.
@@ -58,6 +64,7 @@ class ShardingPlan:
         vision, projector, decoder: their rules.
         remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
             `dots` saves what linear layers give and attention needs, `full` only the residual stream between layers.
+        pipeline: of the decoder's layers, over the mesh axis `stage`.
     """
 
     name: str = "single"
@@ -66,6 +73,7 @@ class ShardingPlan:
     projector: Rules = field(default_factory=Rules)
     decoder: Rules = field(default_factory=Rules)
     remat: Mapping[str, str] = field(default_factory=dict)
+    pipeline: Pipeline = Pipeline()
 
     @classmethod
     def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
@@ -108,6 +116,10 @@ class ShardingPlan:
         for component, policy in remat.items():
             if policy not in REMAT_POLICIES:
                 raise ValueError(f"{where}: remat.{component} is {policy!r}; use one of {', '.join(REMAT_POLICIES)}")
+        pipeline = _known(fields.get("pipeline"), [f.name for f in dataclasses.fields(Pipeline)], where, "pipeline")
+        pipeline = {
+            key: _count(found, where, f"pipeline.{key}") for key, found in pipeline.items() if found is not None
+        }
         name = fields.get("name", "plan")
         if not isinstance(name, str):
             raise ValueError(f"{where}: name is {name!r}; it must be text")
@@ -117,6 +129,7 @@ class ShardingPlan:
             projector=rules["projector"],
             decoder=rules["decoder"],
             remat=remat,
+            pipeline=Pipeline(**pipeline),
         )
         return plan.with_mesh(fields.get("mesh"), where)
 
@@ -124,8 +137,7 @@ class ShardingPlan:
         """The same plan on a mesh of other sizes; axes not named keep theirs. `where` is named in errors."""
         mesh = _known(mesh, MESH_AXES, where, "mesh")
         for axis, size in mesh.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
+            _count(size, where, f"mesh.{axis}")
         return dataclasses.replace(self, mesh={**self.mesh, **mesh})
 
     @property
@@ -135,6 +147,14 @@ class ShardingPlan:
     @property
     def devices(self) -> int:
         return math.prod(self.mesh_shape)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """That of the pipeline, None where the mesh has one stage."""
+        stages = self.mesh.get("stage", 1)
+        if stages == 1:
+            return None
+        return Schedule(stages, self.pipeline.microbatches or stages, self.pipeline.repeats)
 
     def make_mesh(self, devices: list | None = None) -> Mesh:
         """The plan's mesh, with explicit axes, over `devices` (default: the first of this process's backend).
@@ -185,6 +205,12 @@ def _known(found: Any, allowed: Any, where: str, place: str) -> Mapping[str, Any
         if key not in allowed:
             at = f"{place}.{key}" if place else key
             raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
+    return found
+
+
+def _count(found: Any, where: str, place: str) -> int:
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"{where}: {place} is {found!r}; it must be a whole number of at least 1")
     return found
 
 
