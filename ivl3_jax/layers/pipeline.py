@@ -33,7 +33,7 @@ def run(call: Call, layers: Any, x: jax.Array, rows: Any, schedule: Schedule) ->
         call: x [b, ...] of a microbatch after a run of layers, call(layers, x, rows); it closes over no array. The mesh
             axis `stage` does not exist for it, the others are as everywhere.
         layers: a stack, leaves [L, ...] with L unsharded and a multiple of stages * repeats.
-        x: [B, ...], B sharded over `stage` first. rows: a pytree of [B, ...] laid out alike, to which no gradient flows.
+        x: [B, ...], B sharded over `stage` first. rows: a pytree of [B, ...] laid out alike; no gradient flows to it.
 
     Raises:
         ValueError: somebody collects taps.
@@ -76,7 +76,7 @@ def _microbatches(x: jax.Array, schedule: Schedule) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _pipeline(call: Call, schedule: Schedule, runs: Leaves, x: jax.Array, rows: Any) -> jax.Array:
-    """Microbatches x [stages, b, owned, ...] after runs [repeats, stages, k, ...] of layers; all stages have all rows."""
+    """Microbatches x [stages, b, owned, ...] after runs [repeats, stages, k, ...]; all stages have all rows."""
     return _forward(call, schedule, runs, x, rows)[0]
 
 
@@ -154,10 +154,35 @@ def _transposed(linear: Callable, *like: jax.Array) -> Callable:
     return jax.vjp(linear, *like)[1]
 
 
-# Where microbatches are, all in one stage. A stage has slots [b, owned, ...] of which one is in turn: there the first
-# stage takes a fresh microbatch and puts what is finished, just come from the last stage; then that slot's content moves
-# one stage on towards the first. So each stage's microbatches reach the first stage in time, and after the last
-# iteration the finished ones are at home.
+# Where microbatches are, seen from one stage. It has slots [b, owned, ...] of which one is in turn: there the first
+# stage takes a fresh microbatch and puts a finished one, just come from the last stage; then the slot's content moves
+# one stage on, towards the first. So each stage's microbatches reach the first in time, and in the end all are at home.
+
+
+def _entered(layout: PartitionSpec) -> PartitionSpec:
+    """Of what enters the iterations [iterations, stages, b, ...], by the layout of [stages, b, owned, ...]."""
+    return PartitionSpec(None, *layout[:2], *layout[3:])
+
+
+def _rows_of(rows: Any, microbatch: jax.Array, schedule: Schedule) -> Any:
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf[microbatch // schedule.owned][:, microbatch % schedule.owned]
+
+    return jax.tree.map(one, rows)
+
+
+def _added(total: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
+    """[repeats, ...] with `part` added to one of them, in place."""
+    return jax.lax.dynamic_update_index_in_dim(total, total[number] + part.astype(total.dtype), number, 0)
+
+
+def _transposed(linear: Callable, *like: jax.Array) -> Callable:
+    return jax.vjp(linear, *like)[1]
+
+
+# Where microbatches are, seen from one stage. It has slots [b, owned, ...] of which one is in turn: there the first stage
+# takes a fresh microbatch and puts a finished one, just come from the last stage; then the slot's content moves one
+# stage on, towards the first. So each stage's microbatches reach the first in time, and in the end all are at home.
 
 
 def _enter(schedule: Schedule, slots: jax.Array) -> Carry:
