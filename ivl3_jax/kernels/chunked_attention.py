@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
+from ivl3_jax.sharding.remat import ATTENTION
 
 MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
 CHUNK = 1536  # positions at most in a chunk of a bidirectional sequence: a whole ViT tile, where a cut saves nothing
@@ -226,9 +226,7 @@ def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
 
 
 def _forward_saving(causal, q, k, v, q_segments, kv_segments, q_offset):
-    out, lse = (
-        checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(causal, q, k, v, q_segments, kv_segments, q_offset)
-    )
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(causal, q, k, v, q_segments, kv_segments, q_offset))
     return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
 
 

@@ -19,9 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 from ivl3_jax.kernels import packed_schedule as schedule
 from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
 from ivl3_jax.kernels.packed_tiles import Run, Tiles, together
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 from ivl3_jax.kernels.tpu_packed_attention_forward import forward
+from ivl3_jax.sharding.remat import ATTENTION
 
 LANES_AT_ONCE, KV_LANES_AT_ONCE = 2048, 1024  # of the query and of the kv heads of a step, so that they fit in VMEM
 
@@ -141,9 +141,7 @@ def _flat(x: jax.Array, block: int) -> jax.Array:
 
 
 def _forward_saving(run, q, k, v, q_segments, kv_segments, q_offset):
-    out, lse = (
-        checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(run, q, k, v, q_segments, kv_segments, q_offset)
-    )
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(run, q, k, v, q_segments, kv_segments, q_offset))
     return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
 
 

@@ -87,7 +87,7 @@ def _forward(call: Call, schedule: Schedule, runs: Leaves, x: jax.Array, rows: A
         def iteration(carry: Carry, t: jax.Array) -> tuple[Carry, jax.Array]:
             x, slots = carry
             busy, number, microbatch = schedule.work(t, jax.lax.axis_index("stage"))
-            x = jnp.where(busy, x, 0)  # a bubble computes on zeros
+            x = jnp.where(busy, x, 0)  # a bubble: nothing comes of it
             y = call([leaf[number] for leaf in runs], x, _rows_of(rows, microbatch, schedule))
             return _move(schedule, t, y, slots), x
 
@@ -115,7 +115,8 @@ def _backward(call: Call, schedule: Schedule, kept: Any, g: jax.Array) -> tuple[
             of_microbatch = _rows_of(rows, microbatch, schedule)
             _, pull = jax.vjp(lambda run, x: call(run, x, of_microbatch), [leaf[number] for leaf in runs], x)
             g_run, g_x = pull(g_y)
-            sums = [_added(total, number, part) for total, part in zip(sums, g_run, strict=True)]
+            # Selected, not only multiplied by zeros: what a bubble computes need not be a number.
+            sums = [_added(total, number, jnp.where(busy, g, 0)) for total, g in zip(sums, g_run, strict=True)]
             return ((jnp.where(busy, g_x, 0), g_slots), sums), None
 
         (g_slots,) = _transposed(partial(_leave, schedule), g)(g)
@@ -157,32 +158,6 @@ def _transposed(linear: Callable, *like: jax.Array) -> Callable:
 # Where microbatches are, seen from one stage. It has slots [b, owned, ...] of which one is in turn: there the first
 # stage takes a fresh microbatch and puts a finished one, just come from the last stage; then the slot's content moves
 # one stage on, towards the first. So each stage's microbatches reach the first in time, and in the end all are at home.
-
-
-def _entered(layout: PartitionSpec) -> PartitionSpec:
-    """Of what enters the iterations [iterations, stages, b, ...], by the layout of [stages, b, owned, ...]."""
-    return PartitionSpec(None, *layout[:2], *layout[3:])
-
-
-def _rows_of(rows: Any, microbatch: jax.Array, schedule: Schedule) -> Any:
-    def one(leaf: jax.Array) -> jax.Array:
-        return leaf[microbatch // schedule.owned][:, microbatch % schedule.owned]
-
-    return jax.tree.map(one, rows)
-
-
-def _added(total: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
-    """[repeats, ...] with `part` added to one of them, in place."""
-    return jax.lax.dynamic_update_index_in_dim(total, total[number] + part.astype(total.dtype), number, 0)
-
-
-def _transposed(linear: Callable, *like: jax.Array) -> Callable:
-    return jax.vjp(linear, *like)[1]
-
-
-# Where microbatches are, seen from one stage. It has slots [b, owned, ...] of which one is in turn: there the first stage
-# takes a fresh microbatch and puts a finished one, just come from the last stage; then the slot's content moves one
-# stage on, towards the first. So each stage's microbatches reach the first in time, and in the end all are at home.
 
 
 def _enter(schedule: Schedule, slots: jax.Array) -> Carry:

@@ -17,6 +17,7 @@ from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_freq
 from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.pipeline import Schedule
 from ivl3_jax.sharding.plan import Rules
+from ivl3_jax.sharding.remat import POLICIES, Remat
 
 INSIDE = ("batch", "sequence")  # inside a block
 STREAM = ("batch", "residual")  # between blocks
@@ -89,7 +90,7 @@ class Decoder(nnx.Module):
         *,
         vocab_rows: int,
         rules: Rules,
-        remat: str = "none",
+        remat: Remat = POLICIES["none"],
         schedule: Schedule | None = None,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
