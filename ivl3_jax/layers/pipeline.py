@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.layers import taps
 from ivl3_jax.layers.parameter import accumulation_dtype
-from ivl3_jax.sharding.local import on_stages, without_stage
+from ivl3_jax.sharding.local import APART, on_stages, without
 from ivl3_jax.sharding.pipeline import Schedule
 
 Call = Callable[[Any, jax.Array, Any], jax.Array]
@@ -26,14 +26,16 @@ def run(call: Call, layers: Any, x: jax.Array, rows: Any, schedule: Schedule) ->
     """x after all layers, each applied by the stage that holds it.
 
     Parameters stay where they are at rest. For use they are cast to x's dtype and brought to their stages, by one
-    exchange a step; their gradients go back the same way. Rows belong to stages as well: outside the pipeline a stage
-    holds `schedule.owned` microbatches, which come to the first stage, and go home, one place an iteration.
+    exchange a step; their gradients, summed over `data` once, go back the same way. Rows belong to stages as well:
+    outside the pipeline a stage holds `schedule.owned` microbatches, which come to the first stage, and go home, one
+    place an iteration.
 
     Args:
         call: x [b, ...] of a microbatch after a run of layers, call(layers, x, rows); it closes over no array. The mesh
-            axis `stage` does not exist for it, the others are as everywhere.
+            axes `stage` and `data` do not exist for it, the others are as everywhere.
         layers: a stack, leaves [L, ...] with L unsharded and a multiple of stages * repeats.
-        x: [B, ...], B sharded over `stage` first. rows: a pytree of [B, ...] laid out alike; no gradient flows to it.
+        x: [B, ...], B sharded over `stage`, `data` and others. rows: a pytree of [B, ...] laid out alike; no gradient
+            flows to it.
 
     Raises:
         ValueError: somebody collects taps.
@@ -47,7 +49,7 @@ def run(call: Call, layers: Any, x: jax.Array, rows: Any, schedule: Schedule) ->
 
     def everywhere(leaf: jax.Array) -> jax.Array:
         leaf = _microbatches(leaf, schedule)
-        return reshard(leaf, without_stage(_layout(leaf)))
+        return reshard(leaf, without(_layout(leaf), "stage"))
 
     runs = [_to_stages(leaf.astype(x.dtype), schedule) for leaf in leaves]
     y = _pipeline(of_leaves, schedule, runs, _microbatches(x, schedule), jax.tree.map(everywhere, rows))
@@ -63,20 +65,21 @@ def _to_stages(leaf: jax.Array, schedule: Schedule) -> jax.Array:
     _, *rest = _layout(leaf)
     shape = schedule.repeats, schedule.stages, leaf.shape[0] // (schedule.repeats * schedule.stages)
     leaf = leaf.reshape(*shape, *leaf.shape[1:], out_sharding=PartitionSpec(None, None, None, *rest))
-    return reshard(leaf, PartitionSpec(None, "stage", None, *without_stage(PartitionSpec(*rest))))
+    return reshard(leaf, PartitionSpec(None, "stage", None, *without(PartitionSpec(*rest), *APART)))
 
 
 def _microbatches(x: jax.Array, schedule: Schedule) -> jax.Array:
-    """[B, ...] as [stages, b, owned, ...]: the microbatches of each stage, with rows of every other shard."""
-    first, *rest = _layout(x)
-    shape = schedule.stages, x.shape[0] // schedule.microbatches, schedule.owned
-    layout = PartitionSpec("stage", *without_stage(PartitionSpec(first)), None, *rest)
+    """[B, ...] as [stages, data, b, owned, ...]: the microbatches of each stage, with rows of every other shard."""
+    (stage, data, *others), *rest = _layout(x)
+    replicas = jax.sharding.get_abstract_mesh().shape[data]
+    shape = schedule.stages, replicas, x.shape[0] // (replicas * schedule.microbatches), schedule.owned
+    layout = PartitionSpec(stage, data, tuple(others) or None, None, *rest)
     return x.reshape(*shape, *x.shape[1:], out_sharding=layout)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _pipeline(call: Call, schedule: Schedule, runs: Leaves, x: jax.Array, rows: Any) -> jax.Array:
-    """Microbatches x [stages, b, owned, ...] after runs [repeats, stages, k, ...]; all stages have all rows."""
+    """Microbatches x [stages, data, b, owned, ...] after runs [repeats, stages, k, ...]; all stages have all rows."""
     return _forward(call, schedule, runs, x, rows)[0]
 
 
@@ -91,9 +94,9 @@ def _forward(call: Call, schedule: Schedule, runs: Leaves, x: jax.Array, rows: A
             y = call([leaf[number] for leaf in runs], x, _rows_of(rows, microbatch, schedule))
             return _move(schedule, t, y, slots), x
 
-        start = _enter(schedule, x[0])
+        start = _enter(schedule, x[0, 0])
         (_, slots), entered = jax.lax.scan(iteration, start, jnp.arange(schedule.iterations))
-        return _leave(schedule, slots)[None], entered[:, None]
+        return _leave(schedule, slots)[None, None], entered[:, None, None]
 
     in_specs = jax.tree.map(_layout, (runs, x, rows))
     y, entered = on_stages(stage, in_specs=in_specs, out_specs=(_layout(x), _entered(_layout(x))))(runs, x, rows)
@@ -104,8 +107,8 @@ def _backward(call: Call, schedule: Schedule, kept: Any, g: jax.Array) -> tuple[
     runs, entered, rows = kept
 
     def stage(runs: Leaves, entered: jax.Array, rows: Any, g: jax.Array) -> tuple[Leaves, jax.Array]:
-        runs, g = [leaf[:, 0] for leaf in runs], g[0]
-        nothing = jnp.zeros_like(entered[0, 0])
+        runs, entered, g = [leaf[:, 0] for leaf in runs], entered[:, 0, 0], g[0, 0]
+        nothing = jnp.zeros_like(entered[0])
 
         def iteration(carry: tuple[Carry, Leaves], inputs: tuple[jax.Array, jax.Array]):
             moved, sums = carry
@@ -121,10 +124,11 @@ def _backward(call: Call, schedule: Schedule, kept: Any, g: jax.Array) -> tuple[
 
         (g_slots,) = _transposed(partial(_leave, schedule), g)(g)
         sums = [jnp.zeros_like(leaf, accumulation_dtype(leaf.dtype)) for leaf in runs]
-        order = jnp.arange(schedule.iterations), entered[:, 0]
+        order = jnp.arange(schedule.iterations), entered
         (moved, sums), _ = jax.lax.scan(iteration, ((nothing, g_slots), sums), order, reverse=True)
         (g_x,) = _transposed(partial(_enter, schedule), g)(moved)
-        return [total.astype(leaf.dtype)[:, None] for total, leaf in zip(sums, runs, strict=True)], g_x[None]
+        sums = [jax.lax.psum(total.astype(leaf.dtype), "data") for total, leaf in zip(sums, runs, strict=True)]
+        return [total[:, None] for total in sums], g_x[None, None]
 
     in_specs = jax.tree.map(_layout, (runs, entered, rows, g))
     out_specs = jax.tree.map(_layout, (runs, g))
@@ -135,13 +139,13 @@ _pipeline.defvjp(_forward, _backward)
 
 
 def _entered(layout: PartitionSpec) -> PartitionSpec:
-    """Of what enters the iterations [iterations, stages, b, ...], by the layout of [stages, b, owned, ...]."""
-    return PartitionSpec(None, *layout[:2], *layout[3:])
+    """Of what enters the iterations, [iterations, stages, data, b, ...], by that of [stages, data, b, owned, ...]."""
+    return PartitionSpec(None, *layout[:3], *layout[4:])
 
 
 def _rows_of(rows: Any, microbatch: jax.Array, schedule: Schedule) -> Any:
     def one(leaf: jax.Array) -> jax.Array:
-        return leaf[microbatch // schedule.owned][:, microbatch % schedule.owned]
+        return leaf[microbatch // schedule.owned, 0, :, microbatch % schedule.owned]
 
     return jax.tree.map(one, rows)
 

@@ -15,6 +15,7 @@ from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, padded, parameter
 from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_frequencies, rope_table
 from ivl3_jax.layers.taps import scope, tap
+from ivl3_jax.sharding.local import APART
 from ivl3_jax.sharding.pipeline import Schedule
 from ivl3_jax.sharding.plan import Rules
 from ivl3_jax.sharding.remat import POLICIES, Remat
@@ -100,7 +101,7 @@ class Decoder(nnx.Module):
         With a `schedule` the layers are a pipeline.
         """
         self.config, self.rules, self.remat, self.schedule = config, rules, remat, schedule
-        self.inner = inner = rules.without("stage") if schedule else rules  # where a layer runs
+        self.inner = inner = rules.without(*APART) if schedule else rules  # where a layer runs
         shared = {"rules": rules, "rngs": rngs, "dtype": dtype}
         init = normal(config.initializer_range)
         self.embed = Embedding(vocab_rows, config.width, init=padded(init, 0, config.vocab), **shared)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec, auto_axes, explicit_axes, reshard
 
+APART = ("stage", "data")  # mesh axes along which a pipeline's stages work apart
+
 
 def in_use(spec: PartitionSpec) -> PartitionSpec:
     """`spec` without the mesh axes that have size 1 on the current mesh."""
@@ -45,11 +47,11 @@ def on_shards(function: Callable, *, in_specs: Sequence[PartitionSpec], out_spec
 
 
 def on_stages(function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
-    """`function` of what each place along the mesh axis `stage` holds, as a function of whole arrays.
+    """`function` of what each place along the mesh axes `stage` and `data` holds, as a function of whole arrays.
 
-    Within it arrays have no `stage` in their layout and keep all other axes, explicit as everywhere, so that a layer
-    does not see where it runs. A dimension that is sharded over `stage` is sharded over nothing else. It is not to be
-    differentiated: what a transposition hands over would lose its layout.
+    Within it arrays have these two axes not in their layouts and keep all others, explicit as everywhere, so that a
+    layer does not see where it runs. A dimension that is sharded over one of them is sharded over nothing else. It is
+    not to be differentiated: what a transposition hands over would lose its layout.
 
     Args:
         in_specs, out_specs: layouts of the whole arrays, each a pytree like the arguments and the result.
@@ -58,26 +60,28 @@ def on_stages(function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
     def each(change: Callable[[PartitionSpec], PartitionSpec], specs: Any) -> Any:
         return jax.tree.map(change, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
+    def inside(spec: PartitionSpec) -> PartitionSpec:
+        return without(spec, *APART)
+
+    def apart(spec: PartitionSpec) -> PartitionSpec:
+        return without(spec, *(set(jax.sharding.get_abstract_mesh().axis_names) - set(APART)))
+
     def whole(*arrays: Any) -> Any:
-        rest = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis != "stage")
+        rest = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis not in APART)
         # The detour over automatic axes: jax 0.10 replicates what enters and leaves a shard_map over some of the axes
         # where the others are explicit.
-        inside = explicit_axes(function, axes=rest, in_sharding=each(without_stage, in_specs))
-        local_in, local_out = each(_only_stage, in_specs), each(_only_stage, out_specs)
-        run = jax.shard_map(inside, in_specs=local_in, out_specs=local_out, axis_names={"stage"}, check_vma=False)
+        run = explicit_axes(function, axes=rest, in_sharding=each(inside, in_specs))
+        local_in, local_out = each(apart, in_specs), each(apart, out_specs)
+        run = jax.shard_map(run, in_specs=local_in, out_specs=local_out, axis_names=set(APART), check_vma=False)
         return auto_axes(run, axes=rest, out_sharding=out_specs)(*arrays)
 
     return whole
 
 
-def without_stage(spec: PartitionSpec) -> PartitionSpec:
-    """A layout without the mesh axis `stage`."""
-    kept = (tuple(axis for axis in _axes(to) if axis != "stage") for to in spec)
+def without(spec: PartitionSpec, *mesh_axes: str) -> PartitionSpec:
+    """A layout over all other mesh axes alone."""
+    kept = (tuple(axis for axis in _axes(to) if axis not in mesh_axes) for to in spec)
     return PartitionSpec(*(axes or None for axes in kept))
-
-
-def _only_stage(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*("stage" if "stage" in _axes(to) else None for to in spec))
 
 
 def _axes(to: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -46,9 +46,9 @@ class Rules:
         """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
         return _spec(self.activations, axes)
 
-    def without(self, mesh_axis: str) -> Self:
-        """The rules of what is computed apart in each place along a mesh axis: no activation is spread over it."""
-        table = {axis: tuple(name for name in to if name != mesh_axis) for axis, to in self.activations.items()}
+    def without(self, *mesh_axes: str) -> Self:
+        """The rules of what is computed apart in each place along some mesh axes: no activation is spread over them."""
+        table = {axis: tuple(name for name in to if name not in mesh_axes) for axis, to in self.activations.items()}
         return dataclasses.replace(self, activations={axis: to for axis, to in table.items() if to})
 
 

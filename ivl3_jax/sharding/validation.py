@@ -78,10 +78,11 @@ def check_pipeline(layers: int, plan: ShardingPlan) -> None:
         return
     S, R, M = schedule.stages, schedule.repeats, schedule.microbatches
     rows = plan.decoder.activations.get("batch", ())
-    if rows[:1] != ("stage",):
+    if rows[:2] != ("stage", "data"):
+        right = ["stage", "data", *(axis for axis in rows if axis not in ("stage", "data"))]
         raise ValueError(
-            f"plan {plan.name!r}: decoder.activations sends batch to {list(rows)}; in a pipeline of {S} stages the "
-            f"first has to be stage: {['stage', *(axis for axis in rows if axis != 'stage')]}"
+            f"plan {plan.name!r}: decoder.activations sends batch to {list(rows)}; a pipeline of {S} stages needs "
+            f"stage and data first: {right}"
         )
     if M % S:
         raise ValueError(

@@ -149,10 +149,10 @@ def test_what_a_pipeline_cannot_be(mesh, fields, layers, message):
     assert message in str(error.value)
 
 
-def test_rows_go_over_stage_first():
+def test_rows_go_over_stage_and_data_first():
     for name, message in (
-        ("fsdp_tensor", r"sends batch to \['data', 'fsdp'\]; .* has to be stage: \['stage', 'data', 'fsdp'\]"),
-        ("single", r"sends batch to \[\]; in a pipeline of 2 stages the first has to be stage: \['stage'\]"),
+        ("fsdp_tensor", r"to \['data', 'fsdp'\]; a pipeline of 2 stages needs .* first: \['stage', 'data', 'fsdp'\]"),
+        ("single", r"sends batch to \[\]; a pipeline of 2 stages needs stage and data first: \['stage', 'data'\]"),
     ):
         plan = ShardingPlan.read(name, {"stage": 2})
         with pytest.raises(ValueError, match=message):
@@ -218,6 +218,7 @@ def one_device():
             for remat in ("none", "full")
         ),
         pytest.param({"stage": 4}, {"microbatches": 8, "repeats": 2}, "none", marks=pytest.mark.long),
+        pytest.param({"stage": 2, "data": 2, "fsdp": 2}, {"repeats": 4}, "dots", marks=pytest.mark.long),
     ],
     ids=str,
 )
