@@ -45,6 +45,7 @@ class InternVL(nnx.Module):
             vocab_rows=plan.padded_vocab(config.decoder.vocab),
             rules=plan.decoder,
             remat=plan.remat_of("decoder"),
+            schedule=plan.schedule,
             **shared,
         )
 

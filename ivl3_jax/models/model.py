@@ -18,7 +18,7 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.internvl import InternVL
 from ivl3_jax.sharding.plan import Rules, ShardingPlan
-from ivl3_jax.sharding.validation import check_activations, check_sizes
+from ivl3_jax.sharding.validation import check_activations, check_microbatches, check_pipeline, check_sizes
 
 Params = dict[str, Any]  # nested, leaves are arrays
 
@@ -113,10 +113,11 @@ def abstract_model(
     """The definition, and its parameters as ShapeDtypeStructs with the plan's shardings; nothing is allocated.
 
     Raises:
-        ValueError: a dimension does not divide over its mesh axes, an array would use a mesh axis twice, or float64 is
-            asked for without 64-bit mode.
+        ValueError: a dimension does not divide over its mesh axes, an array would use a mesh axis twice, the decoder's
+            layers do not fit the plan's pipeline, or float64 is asked for without 64-bit mode.
     """
     check_activations(plan)
+    check_pipeline(config.decoder.layers, plan)
     if "float64" in (param_dtype, dtype) and not jax.config.jax_enable_x64:
         raise ValueError("float64 needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update first")
 
@@ -163,8 +164,9 @@ def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
     """Puts a batch of host arrays onto the mesh.
 
     Raises:
-        ValueError: rows or positions do not divide over the plan's axes.
+        ValueError: rows or positions do not divide over the plan's axes, or rows not into its microbatches.
     """
     B, S = batch.tokens.shape
     check_sizes("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
+    check_microbatches(B, plan)
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))

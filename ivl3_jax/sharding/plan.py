@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from ivl3_jax.sharding.axes import ACTIVATION_AXES, COMPONENTS, MESH_AXES, PARAMETER_AXES
 from ivl3_jax.sharding.mesh import arranged
+from ivl3_jax.sharding.pipeline import Pipeline, Schedule
 from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
@@ -45,10 +46,15 @@ class Rules:
         """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
         return _spec(self.activations, axes)
 
+    def without(self, *mesh_axes: str) -> Self:
+        """The rules of what is computed apart in each place along some mesh axes: no activation is spread over them."""
+        table = {axis: tuple(name for name in to if name not in mesh_axes) for axis, to in self.activations.items()}
+        return dataclasses.replace(self, activations={axis: to for axis, to in table.items() if to})
+
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat, offload, compiler options.
+    """The mesh shape, one set of rules for each component, remat, offload, compiler options, the pipeline.
 
     Attributes:
         name: for reports.
@@ -58,6 +64,7 @@ class ShardingPlan:
             every intermediate, `dots` what linear layers give and attention needs, `full` only what goes into layers.
         offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
         compiler: XLA options by chip (v5e, v5p, v6e), over those that this project sets by itself.
+        pipeline: of the decoder's layers, over the mesh axis `stage`.
     """
 
     name: str = "single"
@@ -68,6 +75,7 @@ class ShardingPlan:
     remat: Mapping[str, str | Remat] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
     compiler: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    pipeline: Pipeline = Pipeline()
 
     @classmethod
     def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
@@ -103,6 +111,7 @@ class ShardingPlan:
             remat={component: _remat(policy, where, f"remat.{component}") for component, policy in remat.items()},
             offload=_names(fields.get("offload"), OFFLOADED, where, "offload"),
             compiler=_compiler(fields.get("compiler"), where),
+            pipeline=_pipeline(fields.get("pipeline"), where),
         )
         return plan.with_mesh(fields.get("mesh"), where)
 
@@ -110,8 +119,7 @@ class ShardingPlan:
         """The same plan on a mesh of other sizes; axes not named keep theirs. `where` is named in errors."""
         mesh = _known(mesh, MESH_AXES, where, "mesh")
         for axis, size in mesh.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
+            _count(size, where, f"mesh.{axis}")
         return dataclasses.replace(self, mesh={**self.mesh, **mesh})
 
     def remat_of(self, component: str) -> Remat:
@@ -126,6 +134,14 @@ class ShardingPlan:
     @property
     def devices(self) -> int:
         return math.prod(self.mesh_shape)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """That of the pipeline, None where the mesh has one stage."""
+        stages = self.mesh.get("stage", 1)
+        if stages == 1:
+            return None
+        return Schedule(stages, self.pipeline.microbatches or stages, self.pipeline.repeats)
 
     def make_mesh(self, devices: list | None = None) -> Mesh:
         """The plan's mesh, with explicit axes, over `devices` (default: the first of this process's backend).
@@ -242,6 +258,18 @@ def _compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str]]:
             raise ValueError(f"{where}: compiler.{chip} is {table!r}; it must be a table of XLA options")
         options[chip] = {str(name): _written(value) for name, value in (table or {}).items()}
     return options
+
+
+def _count(found: Any, where: str, place: str) -> int:
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"{where}: {place} is {found!r}; it must be a whole number of at least 1")
+    return found
+
+
+def _pipeline(found: Any, where: str) -> Pipeline:
+    fields = _known(found, [field.name for field in dataclasses.fields(Pipeline)], where, "pipeline")
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Pipeline(**{name: _count(value, where, f"pipeline.{name}") for name, value in given.items()})
 
 
 def _written(value: Any) -> str:

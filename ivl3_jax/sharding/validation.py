@@ -72,5 +72,45 @@ def check_activations(plan: ShardingPlan) -> None:
             check_layout(name, axes, getattr(plan, component).activation(*axes), plan)
 
 
+def check_pipeline(layers: int, plan: ShardingPlan) -> None:
+    """Refuses a plan by which so many layers of the decoder cannot be a pipeline; with one stage there is none."""
+    if (schedule := plan.schedule) is None:
+        return
+    S, R, M = schedule.stages, schedule.repeats, schedule.microbatches
+    rows = plan.decoder.activations.get("batch", ())
+    if rows[:2] != ("stage", "data"):
+        right = ["stage", "data", *(axis for axis in rows if axis not in ("stage", "data"))]
+        raise ValueError(
+            f"plan {plan.name!r}: decoder.activations sends batch to {list(rows)}; a pipeline of {S} stages needs "
+            f"stage and data first: {right}"
+        )
+    if M % S:
+        raise ValueError(
+            f"plan {plan.name!r}: pipeline.microbatches is {M}; it must be a multiple of the {S} stages: "
+            f"{S}, {2 * S}, {3 * S}, ..."
+        )
+    if layers % (S * R):
+        works = [n for n in range(1, layers + 1) if layers % n == 0]
+        raise ValueError(
+            f"plan {plan.name!r}: the decoder's {layers} layers cannot be cut into stages x repeats = {S} x {R} equal "
+            f"runs; stages x repeats that would work: {', '.join(map(str, works))}"
+        )
+
+
+def check_microbatches(rows: int, plan: ShardingPlan) -> None:
+    """Refuses rows, of a batch or of a part of one, that cannot be cut into the pipeline's microbatches."""
+    if (schedule := plan.schedule) is None:
+        return
+    axes, M = plan.decoder.activations["batch"][1:], schedule.microbatches
+    shards = plan.size(axes)
+    if rows % (shards * M):
+        works = [n for n in range(schedule.stages, rows // shards + 1, schedule.stages) if rows % (shards * n) == 0]
+        raise ValueError(
+            f"plan {plan.name!r}: {rows} rows, spread over {' x '.join(axes) or 'nothing'} = {shards}, cannot be cut "
+            f"into pipeline.microbatches = {M}; rows that would work: multiples of {shards * M}; microbatches: "
+            f"{', '.join(map(str, works[:SHOWN])) or 'none'}"
+        )
+
+
 def _mesh_axes(to: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (to,) if isinstance(to, str) else tuple(to or ())

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import batch_specs
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.sharding.validation import check_sizes
+from ivl3_jax.sharding.validation import check_microbatches, check_sizes
 
 
 class Placement:
@@ -21,7 +21,8 @@ class Placement:
         """`rows`, `tokens`, `tiles`: R, S and T of a batch. `parts`: A.
 
         Raises:
-            ValueError: rows or positions do not divide over the parts or the plan's axes.
+            ValueError: rows or positions do not divide over the parts or the plan's axes, or the rows of a part cannot
+                be cut into its microbatches.
         """
         if rows % parts:
             works = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -30,6 +31,7 @@ class Placement:
             )
         B = rows // parts
         check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
+        check_microbatches(B, plan)
         self.parts, self._all = parts, rows
         self._shardings = jax.tree.map(
             lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),

@@ -18,6 +18,7 @@ from tests.tolerances import GRADIENT, STACK
 PLANS = {
     "single": [{}],
     "fsdp_tensor": [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}],
+    "pipeline": [{"stage": 2, "fsdp": 2, "tensor": 2}],
 }
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,14 @@ def everything(name, **mesh):
     }
 
 
-@pytest.mark.parametrize(("name", "mesh"), [(name, mesh) for name, meshes in PLANS.items() for mesh in meshes])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        pytest.param(name, mesh, marks=pytest.mark.long if name == "pipeline" else ())
+        for name, meshes in PLANS.items()
+        for mesh in meshes
+    ],
+)
 def test_sharded_equals_unsharded(name, mesh):
     found, expected = everything(name, **mesh), everything(None)
     for what in ("begin", "merged"):  # bit by bit
