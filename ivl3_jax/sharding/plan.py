@@ -18,6 +18,7 @@ from ivl3_jax.sharding.axes import (
     MESH_AXES,
     PARAMETER_AXES,
 )
+from ivl3_jax.sharding.context import ATTENTION, GATHER, ORDERS, Context, zigzag
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
 REMAT_POLICIES = ("none", "dots", "full")
@@ -50,7 +51,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat.
+    """The mesh shape, one set of rules for each component, remat, and how a sharded sequence attends.
 
     Attributes:
         name: for reports.
@@ -58,6 +59,7 @@ class ShardingPlan:
         vision, projector, decoder: their rules.
         remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
             `dots` saves what linear layers give and attention needs, `full` only the residual stream between layers.
+        context: attention in the decoder where its `sequence` is sharded.
     """
 
     name: str = "single"
@@ -66,6 +68,7 @@ class ShardingPlan:
     projector: Rules = field(default_factory=Rules)
     decoder: Rules = field(default_factory=Rules)
     remat: Mapping[str, str] = field(default_factory=dict)
+    context: Context = GATHER
 
     @classmethod
     def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
@@ -117,6 +120,7 @@ class ShardingPlan:
             projector=rules["projector"],
             decoder=rules["decoder"],
             remat=remat,
+            context=_context(fields.get("context"), where),
         )
         return plan.with_mesh(fields.get("mesh"), where)
 
@@ -160,6 +164,12 @@ class ShardingPlan:
         shards = [self.size(table.get("vocab", ())) for table in (self.decoder.parameters, self.decoder.activations)]
         return -(-vocab // math.lcm(*shards)) * math.lcm(*shards)
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The order in which the decoder holds the chunks of a row; (0,) where it is the row's own."""
+        shards = self.size(self.decoder.activations.get("sequence", ()))
+        return zigzag(shards) if self.context.order == "zigzag" and shards > 1 else (0,)
+
     def for_heads(self, kv_heads: int) -> Self:
         """The plan with the decoder's kv heads replicated where `kv_heads` does not divide over their mesh axes."""
 
@@ -186,6 +196,19 @@ def _known(found: Any, allowed: Any, where: str, place: str) -> Mapping[str, Any
             at = f"{place}.{key}" if place else key
             raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
     return found
+
+
+def _context(found: Any, where: str) -> Context:
+    context = Context(**_known(found, [f.name for f in dataclasses.fields(Context)], where, "context"))
+    for name, known in (("attention", ATTENTION), ("order", ORDERS)):
+        if (value := getattr(context, name)) not in known:
+            raise ValueError(f"{where}: context.{name} is {value!r}; use one of {', '.join(known)}")
+    if (context.attention, context.order) == ("all_to_all", "zigzag"):
+        raise ValueError(
+            f"{where}: context.order is 'zigzag' and context.attention 'all_to_all', which works on whole rows; use "
+            "order plain, or attention gather or ring"
+        )
+    return context
 
 
 def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Table:
