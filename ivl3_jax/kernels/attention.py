@@ -14,7 +14,7 @@ from ivl3_jax.kernels.family import family, interpreting
 from ivl3_jax.kernels.ring_attention import Parts, Ring, ring_attention
 from ivl3_jax.kernels.sequence_attention import gathered, headwise
 from ivl3_jax.sharding.context import GATHER, Context
-from ivl3_jax.sharding.local import in_use, on_shards
+from ivl3_jax.sharding.local import in_use, on_shards, shard_count
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "oracle": oracle.attention,
@@ -98,7 +98,7 @@ def attention(
     sequence, heads = in_use(layout)[1:3]
     if heads is not None and in_use(kv_layout)[2] is None:
         # Each shard of the query heads needs its own kv heads out of the replicated ones.
-        k, v = (repeated(x, _shards(heads)) for x in (k, v))
+        k, v = (repeated(x, shard_count(heads)) for x in (k, v))
         kv_layout = PartitionSpec(*kv_layout[:2], heads, None)
     elsewhere = interpreting(implementation)
     zigzag = causal and context.order == "zigzag"
@@ -122,11 +122,11 @@ def attention(
         match context.attention:
             case "all_to_all":
                 # No more copies of a kv head than shards of query heads need.
-                k, v = (repeated(x, _shards(sequence)) for x in (k, v))
+                k, v = (repeated(x, shard_count(sequence)) for x in (k, v))
                 return headwise(one, sequence, q, k, v, ids)
             case "ring":
-                return ring_attention(Ring(sequence, _shards(sequence), causal, zigzag, parts), q, k, v, ids)
-        return gathered(one, sequence, _shards(sequence), zigzag, q, k, v, ids)
+                return ring_attention(Ring(sequence, shard_count(sequence), causal, zigzag, parts), q, k, v, ids)
+        return gathered(one, sequence, shard_count(sequence), zigzag, q, k, v, ids)
 
     segments_in = () if segment_ids is None else (segment_ids,)
     run = on_shards(
@@ -140,9 +140,3 @@ def attention(
 def repeated(x: jax.Array, shards: int) -> jax.Array:
     """[B, S, K, H] with each kv head as often in a row as it takes for all of them to divide over `shards`."""
     return jnp.repeat(x, shards // math.gcd(x.shape[2], shards), axis=2)
-
-
-def _shards(axes: str | tuple[str, ...]) -> int:
-    """How many shards these mesh axes make."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ivl3_jax.kernels.oracle import NOTHING_SEEN
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
+from ivl3_jax.sharding.remat import ATTENTION
 
 MASKED = NOTHING_SEEN  # finite, so that masked scores never meet in inf - inf
 CHUNK = 1536  # positions at most in a chunk of a bidirectional sequence: a whole ViT tile, where a cut saves nothing
@@ -240,7 +240,7 @@ def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
 
 def _forward_saving(causal, q, k, v, q_segments, kv_segments, q_offset):
     out, lse = _forward(causal, q, k, v, q_segments, kv_segments, q_offset)
-    out, lse = (checkpoint_name(x, ATTENTION_RESIDUALS) for x in (out.astype(q.dtype), lse))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in (out.astype(q.dtype), lse))
     return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
 
 

@@ -21,7 +21,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ivl3_jax.kernels.oracle import NOTHING_SEEN
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
+from ivl3_jax.sharding.remat import ATTENTION
 
 Partial = tuple[jax.Array, jax.Array]  # out [B, S, N, H] and its log-sum-exp [B, N, S], of some of the keys
 
@@ -203,7 +203,7 @@ def _merged(found: Sequence[Partial]) -> Partial:
 
 def _forward_saving(ring: Ring, q, k, v, ids):
     out, lse = _forward(ring, q, k, v, ids)
-    out, lse = (checkpoint_name(x, ATTENTION_RESIDUALS) for x in (out.astype(q.dtype), lse))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in (out.astype(q.dtype), lse))
     return out, (q, k, v, ids, out, lse)
 
 

@@ -20,9 +20,9 @@ from ivl3_jax.kernels import packed_schedule as schedule
 from ivl3_jax.kernels.oracle import NOTHING_SEEN
 from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
 from ivl3_jax.kernels.packed_tiles import LOG2_E, Run, Tiles, together
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 from ivl3_jax.kernels.tpu_packed_attention_forward import forward
+from ivl3_jax.sharding.remat import ATTENTION
 
 LANES_AT_ONCE, KV_LANES_AT_ONCE = 2048, 1024  # of the query and of the kv heads of a step, so that they fit in VMEM
 
@@ -163,7 +163,7 @@ def _flat(x: jax.Array, block: int) -> jax.Array:
 
 def _forward_saving(run, q_offset, q, k, v, q_segments, kv_segments):
     out, lse = _forward(run, q_offset, q, k, v, q_segments, kv_segments, q.dtype)
-    out, lse = (checkpoint_name(x, ATTENTION_RESIDUALS) for x in (out, lse))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
     return out, (q_offset, q, k, v, q_segments, kv_segments, out, lse)
 
 

@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS
 from ivl3_jax.kernels.tpu_tiling import LANES, VitBlocks, dividing, vit_blocks
 from ivl3_jax.kernels.tpu_vit_attention_backward import backward
+from ivl3_jax.sharding.remat import ATTENTION
 
 HEAD_DIMS = (64, 128)
 PATCHES = 2048  # at most: keys, values and scores have to fit in VMEM
@@ -173,7 +173,7 @@ def _kernel(H, block, ahead, sum_by_product, q_ref, k_ref, v_ref, out_ref, lse_r
 
 
 def _forward_saving(H, blocks, interpret, q, k, v):
-    out, lse = (checkpoint_name(x, ATTENTION_RESIDUALS) for x in _forward(H, blocks, interpret, True, q, k, v))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(H, blocks, interpret, True, q, k, v))
     return out, (q, k, v, out, lse)
 
 

@@ -47,10 +47,14 @@ class Attention(nnx.Module):
         self.context = context
         self.kv_axis = "heads" if kv_heads == heads else "kv_heads"
         shared = {"init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
-        self.q = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
-        self.k = Linear({"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
-        self.v = Linear({"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, **shared)
-        self.out = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=out_bias, **shared)
+        self.q = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, bias=qkv_bias, name="q", **shared)
+        self.k = Linear(
+            {"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, name="k", **shared
+        )
+        self.v = Linear(
+            {"embed": width}, {self.kv_axis: kv_heads, "head_dim": head_dim}, bias=qkv_bias, name="v", **shared
+        )
+        self.out = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=out_bias, name="out", **shared)
         if qk_norm_eps is not None:
             all_heads = {"heads": heads, "head_dim": head_dim}
             self.q_norm = RMSNorm(all_heads, qk_norm_eps, rules=rules, rngs=rngs, dtype=dtype)

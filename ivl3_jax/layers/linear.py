@@ -8,7 +8,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
-from ivl3_jax.kernels.residuals import LINEAR_RESIDUALS
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
 from ivl3_jax.sharding.plan import Rules
 
@@ -33,9 +32,13 @@ class Linear(nnx.Module):
         rules: Rules,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
+        name: str | None = None,
     ) -> None:
-        """`inputs` and `outputs` map the logical axis of each dimension to its size, in order."""
-        self.inputs, self.outputs, self.rules = tuple(inputs), tuple(outputs), rules
+        """`inputs` and `outputs` map the logical axis of each dimension to its size, in order.
+
+        `name` is that under which remat policies may keep what it gives, see `sharding.remat`.
+        """
+        self.inputs, self.outputs, self.rules, self.name = tuple(inputs), tuple(outputs), rules, name
         sizes = (*inputs.values(), *outputs.values())
         self.kernel = parameter(rngs, init, sizes, self.inputs + self.outputs, dtype)
         if bias:
@@ -52,11 +55,14 @@ class Linear(nnx.Module):
         if hasattr(self, "lora_a"):
             # Neither W + A B nor the gradient of W is made: what is between A and B has only r columns.
             low = contract(x, in_use(self.lora_a), self.rules.activation(*axes, "rank"))
-            low = checkpoint_name(low * self.lora_scale, LINEAR_RESIDUALS)
+            low = self.named(low * self.lora_scale)
             y = y + contract(low, in_use(self.lora_b), layout)
         if hasattr(self, "bias"):
             y = y + in_use(self.bias)
-        return checkpoint_name(y, LINEAR_RESIDUALS)
+        return self.named(y)
+
+    def named(self, y: jax.Array) -> jax.Array:
+        return y if self.name is None else checkpoint_name(y, self.name)
 
 
 def contract(x: jax.Array, kernel: jax.Array, layout: PartitionSpec) -> jax.Array:

@@ -14,8 +14,8 @@ class GeluMLP(nnx.Module):
 
     def __init__(self, width: int, mlp: int, *, std: float, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         shared = {"bias": True, "init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
-        self.up = Linear({"embed": width}, {"mlp": mlp}, **shared)
-        self.down = Linear({"mlp": mlp}, {"embed": width}, **shared)
+        self.up = Linear({"embed": width}, {"mlp": mlp}, name="up", **shared)
+        self.down = Linear({"mlp": mlp}, {"embed": width}, name="down", **shared)
 
     def __call__(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         """x [*axes, D]; same shape."""
@@ -29,9 +29,9 @@ class SwiGLU(nnx.Module):
         self, width: int, mlp: int, *, bias: bool, std: float, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype
     ) -> None:
         shared = {"bias": bias, "init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
-        self.gate = Linear({"embed": width}, {"mlp": mlp}, **shared)
-        self.up = Linear({"embed": width}, {"mlp": mlp}, **shared)
-        self.down = Linear({"mlp": mlp}, {"embed": width}, **shared)
+        self.gate = Linear({"embed": width}, {"mlp": mlp}, name="gate", **shared)
+        self.up = Linear({"embed": width}, {"mlp": mlp}, name="up", **shared)
+        self.down = Linear({"mlp": mlp}, {"embed": width}, name="down", **shared)
 
     def __call__(self, x: jax.Array, axes: tuple[str, ...], out_axes: tuple[str, ...]) -> jax.Array:
         """x [*axes, D] to [*out_axes, D]; the two differ in layout only."""

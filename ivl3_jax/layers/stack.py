@@ -6,15 +6,10 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from ivl3_jax.kernels.residuals import ATTENTION_RESIDUALS, LINEAR_RESIDUALS
 from ivl3_jax.layers import taps
-
-# What the backward pass finds saved of each layer; everything else is recomputed.
-POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_RESIDUALS, ATTENTION_RESIDUALS),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from ivl3_jax.sharding.remat import INPUT, POLICIES, Remat
 
 
 def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -38,7 +33,7 @@ def run(
     x: jax.Array,
     call: Callable[[nnx.Module, jax.Array, Any], jax.Array],
     *,
-    remat: str = "none",
+    remat: Remat = POLICIES["none"],
     each: Any = None,
 ) -> jax.Array:
     """x after all layers: x = call(layer, x, each[i]) for every layer i of the (local) stack.
@@ -47,20 +42,21 @@ def run(
         layers: a stack, run by one scan; or taken apart by `unstack`, run by an unrolled loop.
         x: the residual stream; its shape and layout do not change.
         call: applies one layer. What it closes over is the same for all layers.
-        remat: `none`, `dots` or `full`, see `ShardingPlan.remat`.
+        remat: what the backward pass finds saved of each layer.
         each: a pytree with one leading entry for every layer (keys, drop rates), or None.
 
     Taps passed inside are recorded with a leading axis of layers.
     """
 
     def body(x: jax.Array, inputs: tuple[nnx.Module, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = checkpoint_name(x, INPUT)
         if not taps.collecting():
             return call(inputs[0], x, inputs[1]), {}
         with taps.collect() as found:
             return call(inputs[0], x, inputs[1]), found
 
-    if remat != "none":
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=isinstance(layers, nnx.List))
+    if remat.policy is not None:
+        body = jax.checkpoint(body, policy=remat.policy, prevent_cse=isinstance(layers, nnx.List))
     if isinstance(layers, nnx.List):
         every = []
         for i, layer in enumerate(layers):

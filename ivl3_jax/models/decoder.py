@@ -17,6 +17,7 @@ from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_freq
 from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.context import Context
 from ivl3_jax.sharding.plan import Rules
+from ivl3_jax.sharding.remat import POLICIES, Remat
 
 INSIDE = ("batch", "sequence")  # inside a block
 STREAM = ("batch", "residual")  # between blocks
@@ -34,7 +35,7 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """tokens int32 [B, S] to [B, S, D]."""
         table = reshard(self.table[...], self.rules.activation("vocab", "embed"))
-        tokens = reshard(tokens, self.rules.activation(*STREAM))
+        tokens = reshard(tokens, self.rules.activation(*INSIDE))
         return table.at[tokens].get(out_sharding=self.rules.activation(*STREAM, "embed")).astype(dtype)
 
 
@@ -93,7 +94,7 @@ class Decoder(nnx.Module):
         *,
         vocab_rows: int,
         rules: Rules,
-        remat: str = "none",
+        remat: Remat = POLICIES["none"],
         context: Context,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,

@@ -16,6 +16,7 @@ from ivl3_jax.layers.norm import NORMS
 from ivl3_jax.layers.parameter import accumulation_dtype, constant, normal, parameter
 from ivl3_jax.layers.taps import scope, tap
 from ivl3_jax.sharding.plan import Rules
+from ivl3_jax.sharding.remat import POLICIES, Remat
 
 AXES = ("tiles", "positions")
 
@@ -77,7 +78,7 @@ class InternViT(nnx.Module):
     """Patch embedding, CLS, learned positions, and blocks without a final norm."""
 
     def __init__(
-        self, config: VisionConfig, *, rules: Rules, remat: str = "none", rngs: nnx.Rngs, dtype: jnp.dtype
+        self, config: VisionConfig, *, rules: Rules, remat: Remat = POLICIES["none"], rngs: nnx.Rngs, dtype: jnp.dtype
     ) -> None:
         self.config, self.rules, self.remat = config, rules, remat
         std, width = config.initializer_range, config.width

@@ -1,5 +1,6 @@
 """InternVL: tiles through the ViT and projector, merged into the decoder's embeddings; the token-level loss."""
 
+import math
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from ivl3_jax.models.decoder import INSIDE, STREAM, Decoder
 from ivl3_jax.models.intern_vit import InternViT
 from ivl3_jax.models.projector import Projector
 from ivl3_jax.sharding.context import inverse, reordered
-from ivl3_jax.sharding.local import on_shards
+from ivl3_jax.sharding.local import on_shards, shard_count
 from ivl3_jax.sharding.plan import ShardingPlan
 
 
@@ -38,15 +39,14 @@ class InternVL(nnx.Module):
         plan = plan.for_heads(config.decoder.kv_heads)
         self.config, self.dtype, self.vision_rules, self.rules = config, dtype, plan.vision, plan.decoder
         self.chunks = plan.chunks
-        remat = plan.remat.get
         shared = {"rngs": rngs, "dtype": param_dtype}
-        self.vision = InternViT(config.vision, rules=plan.vision, remat=remat("vision", "none"), **shared)
+        self.vision = InternViT(config.vision, rules=plan.vision, remat=plan.remat_of("vision"), **shared)
         self.projector = Projector(config, rules=plan.projector, **shared)
         self.decoder = Decoder(
             config.decoder,
             vocab_rows=plan.padded_vocab(config.decoder.vocab),
             rules=plan.decoder,
-            remat=remat("decoder", "none"),
+            remat=plan.remat_of("decoder"),
             context=plan.context,
             **shared,
         )
@@ -76,7 +76,8 @@ class InternVL(nnx.Module):
     def visual_tokens(self, tiles: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         """uint8 tiles [B, T, size, size, 3] to the visual-token table [B, T * tile_tokens, D] of each row.
 
-        The tiles of all rows are spread over the vision layout, and come back to the decoder's.
+        The tiles of all rows are spread evenly over the vision layout, blank ones added where they do not divide, and
+        come back to the decoder's. The table then has rows for the blank ones too, which no position takes.
         """
         B, T = tiles.shape[:2]
         by_row = self.rules.activation("batch", "visual", "embed")
@@ -84,6 +85,10 @@ class InternVL(nnx.Module):
             return jnp.zeros((B, 0, self.config.decoder.width), self.dtype, out_sharding=by_row)
         # Rows stay where they are while the two leading axes become one; only then do tiles move.
         tiles = reshard(tiles, PartitionSpec(by_row[0], None, None, None, None))
+        shards = shard_count(self.vision_rules.activation("tiles")[0])
+        if blank := -T % (shards // math.gcd(shards, B)):
+            tiles = jnp.pad(tiles, ((0, 0), (0, blank), *((0, 0),) * 3))
+            T += blank
         tiles = tiles.reshape(B * T, *tiles.shape[2:], out_sharding=PartitionSpec(by_row[0], None, None, None))
         tiles = reshard(tiles, self.vision_rules.activation("tiles", None, None, None))
         if keys is not None:  # a tile's draw depends on its place in its row alone, not on how rows are spread

@@ -165,8 +165,8 @@ def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
     """Puts a batch of host arrays onto the mesh.
 
     Raises:
-        ValueError: rows, positions or tiles do not divide over the plan's axes.
+        ValueError: rows or positions do not divide over the plan's axes.
     """
     B, S = batch.tokens.shape
-    check_batch(B, S, batch.tiles.shape[1], plan)
+    check_batch(B, S, plan)
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))

@@ -1,5 +1,6 @@
 """Functions that run on each device's shard."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,6 +16,12 @@ def in_use(spec: PartitionSpec) -> PartitionSpec:
         return axes[0] if len(axes) == 1 else axes or None
 
     return PartitionSpec(*map(keep, spec))
+
+
+def shard_count(to: str | tuple[str, ...] | None) -> int:
+    """In how many parts a dimension lies that goes to these axes of the current mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in ((to,) if isinstance(to, str) else to or ()))
 
 
 def on_shards(function: Callable, *, in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec) -> Callable:

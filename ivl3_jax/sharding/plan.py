@@ -2,26 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 import yaml
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from ivl3_jax.sharding.axes import (
-    ACTIVATION_AXES,
-    COMPONENTS,
-    MESH_AXES,
-    PARAMETER_AXES,
-)
+from ivl3_jax.sharding.axes import ACTIVATION_AXES, COMPONENTS, MESH_AXES, PARAMETER_AXES
 from ivl3_jax.sharding.context import ATTENTION, GATHER, ORDERS, Context, zigzag
+from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
-REMAT_POLICIES = ("none", "dots", "full")
+OFFLOADED = ("optimizer",)
+
+CHIPS = ("v5e", "v5p", "v6e")
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -51,14 +49,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat, and how a sharded sequence attends.
+    """The mesh shape, one set of rules for each component, remat, offload, compiler options, attention of long rows.
 
     Attributes:
         name: for reports.
         mesh: size of each mesh axis, in `MESH_AXES` order when built; absent means 1.
         vision, projector, decoder: their rules.
-        remat: policy of the layer scan by component (`vision`, `decoder`): `none` saves every intermediate,
-            `dots` saves what linear layers give and attention needs, `full` only the residual stream between layers.
+        remat: policy of the layer scan by component (`vision`, `decoder`): a `Remat`, or the name of one: `none` saves
+            every intermediate, `dots` what linear layers give and attention needs, `full` only what goes into layers.
+        offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
+        compiler: XLA options by chip (v5e, v5p, v6e), over those that this project sets by itself.
         context: attention in the decoder where its `sequence` is sharded.
     """
 
@@ -67,7 +67,9 @@ class ShardingPlan:
     vision: Rules = field(default_factory=Rules)
     projector: Rules = field(default_factory=Rules)
     decoder: Rules = field(default_factory=Rules)
-    remat: Mapping[str, str] = field(default_factory=dict)
+    remat: Mapping[str, str | Remat] = field(default_factory=dict)
+    offload: tuple[str, ...] = ()
+    compiler: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     context: Context = GATHER
 
     @classmethod
@@ -78,28 +80,13 @@ class ShardingPlan:
             FileNotFoundError: neither exists; the message lists the shipped plans.
             ValueError: not YAML, or unknown keys, axes or policies, with the file and what is allowed.
         """
-        file = Path(name_or_file)
-        if file.suffix not in (".yaml", ".yml"):
-            file = PLAN_DIRECTORY / f"{name_or_file}.yaml"
-        if not file.is_file():
-            known = ", ".join(sorted(p.stem for p in PLAN_DIRECTORY.glob("*.yaml")))
-            raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {known}; or give a YAML file")
-        try:
-            fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" at line {mark.line + 1}" if mark else ""
-            fault = " ".join(str(getattr(error, "problem", error)).split())
-            raise ValueError(f"{file} is not valid YAML{line}: {fault}") from None
-        named = {"name": file.stem} | (fields or {}) if isinstance(fields, dict | None) else fields
-        return cls.from_dict(named, str(file)).with_mesh(mesh)
+        file, fields = _fields(name_or_file, Path())
+        return cls.from_dict({"name": file.stem} | fields, str(file)).with_mesh(mesh)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], where: str = "plan") -> Self:
         """Builds and checks a plan from plain data; `where` is named in errors."""
-        fields = _known(fields, [f.name for f in dataclasses.fields(cls)], where, "")
+        fields = _known(fields, _PLAN_FIELDS, where, "")
         rules = {}
         for component in COMPONENTS:
             tables = _known(fields.get(component), ["parameters", "activations"], where, component)
@@ -108,9 +95,6 @@ class ShardingPlan:
                 _table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
             )
         remat = _known(fields.get("remat"), ["vision", "decoder"], where, "remat")
-        for component, policy in remat.items():
-            if policy not in REMAT_POLICIES:
-                raise ValueError(f"{where}: remat.{component} is {policy!r}; use one of {', '.join(REMAT_POLICIES)}")
         name = fields.get("name", "plan")
         if not isinstance(name, str):
             raise ValueError(f"{where}: name is {name!r}; it must be text")
@@ -119,7 +103,9 @@ class ShardingPlan:
             vision=rules["vision"],
             projector=rules["projector"],
             decoder=rules["decoder"],
-            remat=remat,
+            remat={component: _remat(policy, where, f"remat.{component}") for component, policy in remat.items()},
+            offload=_names(fields.get("offload"), OFFLOADED, where, "offload"),
+            compiler=_compiler(fields.get("compiler"), where),
             context=_context(fields.get("context"), where),
         )
         return plan.with_mesh(fields.get("mesh"), where)
@@ -131,6 +117,11 @@ class ShardingPlan:
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
         return dataclasses.replace(self, mesh={**self.mesh, **mesh})
+
+    def remat_of(self, component: str) -> Remat:
+        """The policy of `vision` or `decoder`."""
+        policy = self.remat.get(component, "none")
+        return policy if isinstance(policy, Remat) else POLICIES[policy]
 
     @property
     def mesh_shape(self) -> tuple[int, ...]:
@@ -152,8 +143,9 @@ class ShardingPlan:
                 f"{axis} {size}" for axis, size in zip(MESH_AXES, self.mesh_shape, strict=True) if size > 1
             )
             raise ValueError(f"plan {self.name!r} needs {self.devices} devices ({shape}); there are {len(devices)}")
-        types = (AxisType.Explicit,) * len(MESH_AXES)
-        return jax.make_mesh(self.mesh_shape, MESH_AXES, axis_types=types, devices=np.asarray(devices[: self.devices]))
+        # As jax.make_mesh, which refuses to lay two mesh axes along one axis of a torus: 8 x 2 of its 4 x 4.
+        placed = create_device_mesh(self.mesh_shape, devices[: self.devices], allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """Number of shards over these mesh axes."""
@@ -181,6 +173,9 @@ class ShardingPlan:
         return dataclasses.replace(self, decoder=rules)
 
 
+_PLAN_FIELDS = [field.name for field in dataclasses.fields(ShardingPlan)]
+
+
 def _spec(table: Table, axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(table.get(axis or "") or None for axis in axes))
 
@@ -196,6 +191,73 @@ def _known(found: Any, allowed: Any, where: str, place: str) -> Mapping[str, Any
             at = f"{place}.{key}" if place else key
             raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
     return found
+
+
+def _fields(name_or_file: str | Path, beside: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a plan and what is in it, over what is in the one it `extends`.
+
+    Args:
+        beside: the directory that a file's name is relative to.
+    """
+    file = beside / name_or_file
+    if file.suffix not in (".yaml", ".yml"):
+        file = PLAN_DIRECTORY / f"{name_or_file}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in PLAN_DIRECTORY.glob("*.yaml")))
+        raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {known}; or give a YAML file")
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        fault = " ".join(str(getattr(error, "problem", error)).split())
+        raise ValueError(f"{file} is not valid YAML{line}: {fault}") from None
+    fields = dict(_known(fields, [*_PLAN_FIELDS, "extends"], str(file), ""))
+    base = fields.pop("extends", None)
+    if base is None:
+        return file, fields
+    if not isinstance(base, str):
+        raise ValueError(f"{file}: extends is {base!r}; it must be the name of a shipped plan or a YAML file")
+    _, inherited = _fields(base, file.parent)
+    return file, {name: value for name, value in inherited.items() if name != "name"} | fields
+
+
+def _remat(found: Any, where: str, place: str) -> Remat:
+    if isinstance(found, str | None) and (found or "none") in POLICIES:
+        return POLICIES[found or "none"]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: {place} is {found!r}; use one of {', '.join(POLICIES)}, or tables save and offload")
+    names = _known(found, ["save", "offload"], where, place)
+    save, offload = (_names(names.get(of), NAMES, where, f"{place}.{of}") for of in ("save", "offload"))
+    if both := set(save) & set(offload):
+        raise ValueError(f"{where}: {place} both saves and offloads {', '.join(sorted(both))}; do one of them")
+    return Remat(save, offload)
+
+
+def _names(found: Any, allowed: Sequence[str], where: str, place: str) -> tuple[str, ...]:
+    names = (found,) if isinstance(found, str) else () if found is None else found
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{where}: {place} is {found!r}; it must be a list of {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{where}: {place} names {name!r}; known there: {', '.join(allowed)}")
+    return tuple(names)
+
+
+def _compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str]]:
+    options = {}
+    for chip, table in _known(found, CHIPS, where, "compiler").items():
+        if not isinstance(table, Mapping | None):
+            raise ValueError(f"{where}: compiler.{chip} is {table!r}; it must be a table of XLA options")
+        options[chip] = {str(name): _written(value) for name, value in (table or {}).items()}
+    return options
+
+
+def _written(value: Any) -> str:
+    """As XLA reads the value of an option."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _context(found: Any, where: str) -> Context:

@@ -54,11 +54,10 @@ def check_sizes(name: str, sizes: Mapping[str, int], spec: PartitionSpec, plan: 
             )
 
 
-def check_batch(rows: int, tokens: int, tiles: int, plan: ShardingPlan, of: str = "") -> None:
-    """Refuses B rows of S positions and T tiles that do not divide; `of` says in messages which rows they are."""
+def check_batch(rows: int, tokens: int, plan: ShardingPlan, of: str = "") -> None:
+    """Refuses B rows of S positions that do not divide; `of` says in messages which rows they are."""
     for axis in ("sequence", "residual"):
         check_sizes(f"tokens{of}", {"batch": rows, axis: tokens}, plan.decoder.activation("batch", axis), plan)
-    check_sizes(f"all tiles{of or ' of the batch'}", {"tiles": rows * tiles}, plan.vision.activation("tiles"), plan)
     if tokens % (chunks := len(plan.chunks)):
         axes = plan.decoder.activations["sequence"]
         works = [str(n) for n in range(1, tokens // 2 + 1) if tokens % (2 * n) == 0][:SHOWN]

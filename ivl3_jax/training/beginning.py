@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ivl3_jax.config import InternVLConfig, Lora
 from ivl3_jax.conversion.reader import read_params, resolve_tying
@@ -17,7 +16,7 @@ from ivl3_jax.models.model import Model, Params, abstract_model, fresh_params
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import ModelRecipe, TrainConfig
 from ivl3_jax.training.processor import open_config, open_processor
-from ivl3_jax.training.step import TrainState, init_state
+from ivl3_jax.training.step import TrainState, abstract_state
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,4 @@ class Beginning:
 
     def state(self, config: TrainConfig) -> TrainState:
         """Shapes, dtypes and layouts of the training state."""
-        with jax.set_mesh(self.mesh):
-            found = jax.eval_shape(lambda params: init_state(params, config), self.abstract)
-
-        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
-
-        return jax.tree.map(placed, found)
+        return abstract_state(self.abstract, config, self.plan, self.mesh)

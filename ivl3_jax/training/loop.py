@@ -97,7 +97,7 @@ def train(
     rate = np.asarray(jax.vmap(learning_rate(config))(np.arange(config.steps)))
     flops = StepFlops(model.config, model.params, config.components)
     run_step = make_step(
-        model.graphdef, model.params, objective, config, model.config.tile_tokens, sources=len(sources)
+        model.graphdef, model.params, objective, config, model.config.tile_tokens, sources=len(sources), plan=model.plan
     )
     clock = Clock(
         config.steps,
@@ -123,7 +123,7 @@ def train(
     with jax.set_mesh(model.mesh):
         key = jax.random.key(config.seed)
         if state is None:
-            state = init_state(model.params, config)
+            state = init_state(model.params, config, model.plan)
         step = int(state.step)
         while step < config.steps:
             asked = time.perf_counter()

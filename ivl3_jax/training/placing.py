@@ -21,7 +21,7 @@ class Placement:
         """`rows`, `tokens`, `tiles`: R, S and T of a batch. `parts`: A.
 
         Raises:
-            ValueError: rows, positions or tiles do not divide over the parts or the plan's axes.
+            ValueError: rows or positions do not divide over the parts or the plan's axes.
         """
         if rows % parts:
             works = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -29,7 +29,7 @@ class Placement:
                 f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
             )
         B = rows // parts
-        check_batch(B, tokens, tiles, plan, " of a part")
+        check_batch(B, tokens, plan, " of a part")
         self.parts, self._all = parts, rows
         self._shardings = jax.tree.map(
             lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivl3_jax.batch import Batch
+from ivl3_jax.kernels.chip import chip
 from ivl3_jax.models.model import Params
+from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
 from ivl3_jax.training.optimizer import learning_rate, make_optimizer
@@ -65,19 +68,35 @@ class Metrics(NamedTuple):
 TrainStep = Callable[[TrainState, Batch, jax.Array | None, jax.Array], tuple[TrainState, Metrics]]
 
 
-def init_state(params: Params, config: TrainConfig) -> TrainState:
-    """The state before the first step; moments take the layout of their parameters."""
+def init_state(params: Params, config: TrainConfig, plan: ShardingPlan | None = None) -> TrainState:
+    """The state before the first step; moments take the layout of their parameters, in the memory that `plan` says."""
     trained = rates(params, config.components)
 
     def fresh(params: Params) -> TrainState:
         moving, _ = split(params, trained)
         average = None if config.average is None else jax.tree.map(_wide, moving)
-        moments = make_optimizer(config, trained).init(moving)
+        moments = _kept(make_optimizer(config, trained).init(moving), plan)
         zeros = [jnp.zeros((), jnp.float32) for _ in range(4)]
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, {}, moments, average, RewardShift(*zeros[:2]), (zeros[2], zeros[3]))
 
     return jax.jit(fresh)(params)._replace(params=params)
+
+
+def abstract_state(params: Params, config: TrainConfig, plan: ShardingPlan, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and layouts of the state, of those of the parameters; nothing is allocated."""
+    with jax.set_mesh(mesh):
+        found = jax.eval_shape(lambda params: init_state(params, config), params)
+
+    def placed(leaf: jax.ShapeDtypeStruct, kind: str | None = None) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec, memory_kind=kind if leaf.ndim else None)
+        )
+
+    host = "pinned_host" if "optimizer" in plan.offload else None
+    moments = jax.tree.map(lambda leaf: placed(leaf, host), found.optimizer)
+    return jax.tree.map(placed, found)._replace(optimizer=moments)
 
 
 def make_step(
@@ -87,6 +106,7 @@ def make_step(
     config: TrainConfig,
     tile_tokens: int,
     sources: int = 1,
+    plan: ShardingPlan | None = None,
 ) -> TrainStep:
     """The jitted step(state, batch, reference, key) -> (state, metrics); the state is donated.
 
@@ -97,6 +117,7 @@ def make_step(
     Args:
         graphdef: the model's. params: its parameters, or their shapes; only paths and ranks are looked at.
         tile_tokens: visual tokens of a tile. sources: data sources that losses are reported for.
+        plan: says what is kept in the host's memory, and options of the compiler; nothing and none without.
     """
     trained = rates(params, config.components)
     optimizer, rate = make_optimizer(config, trained), learning_rate(config)
@@ -104,6 +125,7 @@ def make_step(
     def step(
         state: TrainState, batch: Batch, reference: jax.Array | None, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        state = state._replace(optimizer=_fetched(state.optimizer, plan))
         moving, fixed = split(state.params, trained)
         parts, rows = batch.tokens.shape[:2]
         keys = _row_keys(jax.random.fold_in(key, state.step), parts * rows).reshape(parts, rows)
@@ -163,9 +185,23 @@ def make_step(
             (by_segment(batch.segment_ids > 0, batch) > 0).sum(),
             *_by_group(found, batch, sources),
         )
-        return kept._replace(step=state.step + 1), metrics
+        return kept._replace(step=state.step + 1, optimizer=_kept(kept.optimizer, plan)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    options = plan.compiler.get(chip() or "") if plan else None
+    return jax.jit(step, donate_argnums=0, compiler_options=dict(options) if options else None)
+
+
+def _kept(moments: optax.OptState, plan: ShardingPlan | None) -> optax.OptState:
+    """Moments as they are kept between steps."""
+    return _moved(moments, jax.memory.Space.Host) if plan and "optimizer" in plan.offload else moments
+
+
+def _fetched(moments: optax.OptState, plan: ShardingPlan | None) -> optax.OptState:
+    return _moved(moments, jax.memory.Space.Device) if plan and "optimizer" in plan.offload else moments
+
+
+def _moved(tree: Any, to: jax.memory.Space) -> Any:
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, to) if leaf.ndim else leaf, tree)
 
 
 def _row_keys(key: jax.Array, rows: int) -> jax.Array:
