@@ -27,7 +27,7 @@ def gathered(
         [B, S, N, H] in q's dtype.
     """
     S, shard = q.shape[1], lax.axis_index(axes)
-    k, v = (lax.all_gather(x, axes, axis=1, tiled=True) for x in (k, v))
+    k, v = (_whole(x, axes) for x in (k, v))
     mine = None if ids is None else lax.dynamic_slice_in_dim(ids, shard * S, S, axis=1)
     if not in_zigzag:
         return attend(q, k, v, mine, ids, shard * S)
@@ -39,6 +39,13 @@ def gathered(
     places = shard, 2 * shards - 1 - shard
     out = [attend(q, k, v, ids, everyone, place * (S // 2)) for q, ids, place in zip(*both, places, strict=True)]
     return jnp.concatenate(out, axis=1)
+
+
+def _whole(x: jax.Array, axes: Axes) -> jax.Array:
+    """[B, S, ...] of each shard to [B, shards * S, ...]."""
+    # Along a new leading dimension: of gradients that are scattered along any other TPUs make a whole all-reduce.
+    every = lax.all_gather(x, axes)
+    return jnp.moveaxis(every, 0, 1).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def headwise(attend: Local, axes: Axes, q: jax.Array, k: jax.Array, v: jax.Array, ids) -> jax.Array:

@@ -1,6 +1,7 @@
 """Attention over a sharded sequence equals the plain formula of the whole row, forward and in every gradient."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.kernels import oracle
-from ivl3_jax.kernels.attention import attention
+from ivl3_jax.kernels.attention import IMPLEMENTATIONS, PARTS, attention
+from ivl3_jax.kernels.family import preferring
 from ivl3_jax.sharding.context import Context, inverse, reordered, zigzag
 from tests.kernels.test_attention import assert_equal, operands
 from tests.tolerances import LAYER
+
+pytestmark = pytest.mark.slow
 
 FORMS = [
     Context("gather", "plain"),
@@ -82,8 +86,11 @@ def compare(form, mesh, inputs, ids, implementation, tolerance=LAYER["float32"],
     assert_equal(found(form, mesh, inputs, ids, implementation, **options), expected(inputs, ids), tolerance)
 
 
-@pytest.mark.parametrize("implementation", ["oracle", "chunked"])
-@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize(
+    ("form", "implementation"),
+    [*((form, "chunked") for form in FORMS), *((form, "oracle") for form in FORMS if form.attention == "ring")],
+    ids=[*NAMES, *(f"{name} of the oracle" for name in NAMES[3:])],
+)
 def test_packed_rows(form, implementation):
     """Segments that cross borders, one that fills several shards, and a shard with nothing but padding."""
     rng = np.random.default_rng(0)
@@ -118,12 +125,19 @@ def test_bfloat16_is_merged_in_float32(form):
     assert_equal(ours, wide, 2 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
-@pytest.mark.parametrize("form", FORMS[1:], ids=NAMES[1:])
-def test_tpu_kernels(form):
-    """In the interpreter, with a shard that is padding alone."""
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=() if form.order == "zigzag" else pytest.mark.long) for form in FORMS],
+    ids=NAMES,
+)
+def test_the_family_of_tpu_kernels(form):
+    """In the interpreter, with a chunk that is padding alone."""
     rng = np.random.default_rng(4)
-    ids = packed((100, 300, 40), 640)
-    compare(form, mesh_of(context=2, tensor=1), operands(rng, 1, 640, 640, 4, 2, 64), ids, "tpu_packed")
+    ids = packed((100, 280), 512)
+    wanted = PARTS if form.attention == "ring" else IMPLEMENTATIONS
+    others = {name: None for name in wanted if name != "tpu_packed"}
+    with preferring("tpu"), mock.patch.dict(wanted, others):
+        compare(form, mesh_of(context=2, tensor=1), operands(rng, 1, 512, 512, 4, 2, 64), ids, None)
 
 
 @pytest.mark.parametrize("form", FORMS[3:], ids=NAMES[3:])
@@ -151,12 +165,10 @@ def test_an_implementation_that_makes_no_ring_is_refused():
         )
 
 
-@functools.partial(pytest.mark.parametrize, "implementation")(["chunked", "tpu_packed"])
+@pytest.mark.parametrize("implementation", ["chunked", "tpu_packed"])
 @pytest.mark.parametrize(("causal", "q_offset"), [(True, 0), (True, 40), (True, -30), (True, -200), (False, 0)])
 def test_parts(implementation, causal, q_offset):
     """Result, log-sum-exp and gradients of some of the keys; chunks of keys after all queries among them."""
-    from ivl3_jax.kernels.attention import PARTS
-
     rng = np.random.default_rng(6)
     q, k, v, d_out = operands(rng, 1, 128, 128, 4, 2, 64)
     ids = jnp.asarray(packed((50, 70), 128))
