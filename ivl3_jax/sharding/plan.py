@@ -12,6 +12,7 @@ import yaml
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from ivl3_jax.sharding.axes import ACTIVATION_AXES, COMPONENTS, MESH_AXES, PARAMETER_AXES
+from ivl3_jax.sharding.context import ATTENTION, GATHER, ORDERS, Context, zigzag
 from ivl3_jax.sharding.mesh import arranged
 from ivl3_jax.sharding.pipeline import Pipeline, Schedule
 from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
@@ -54,7 +55,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat, offload, compiler options, the pipeline.
+    """The mesh shape, one set of rules for each component, and what else a plan says.
 
     Attributes:
         name: for reports.
@@ -65,6 +66,7 @@ class ShardingPlan:
         offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
         compiler: XLA options by chip (v5e, v5p, v6e), over those that this project sets by itself.
         pipeline: of the decoder's layers, over the mesh axis `stage`.
+        context: attention in the decoder where its `sequence` is sharded.
     """
 
     name: str = "single"
@@ -76,6 +78,7 @@ class ShardingPlan:
     offload: tuple[str, ...] = ()
     compiler: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     pipeline: Pipeline = Pipeline()
+    context: Context = GATHER
 
     @classmethod
     def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
@@ -112,6 +115,7 @@ class ShardingPlan:
             offload=_names(fields.get("offload"), OFFLOADED, where, "offload"),
             compiler=_compiler(fields.get("compiler"), where),
             pipeline=_pipeline(fields.get("pipeline"), where),
+            context=_context(fields.get("context"), where),
         )
         return plan.with_mesh(fields.get("mesh"), where)
 
@@ -166,6 +170,12 @@ class ShardingPlan:
         """Rows of the embedding table as stored: `vocab` rounded up so that every table of the plan divides it."""
         shards = [self.size(table.get("vocab", ())) for table in (self.decoder.parameters, self.decoder.activations)]
         return -(-vocab // math.lcm(*shards)) * math.lcm(*shards)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The order in which the decoder holds the chunks of a row; (0,) where it is the row's own."""
+        shards = self.size(self.decoder.activations.get("sequence", ()))
+        return zigzag(shards) if self.context.order == "zigzag" and shards > 1 else (0,)
 
     def for_heads(self, kv_heads: int) -> Self:
         """The plan with the decoder's kv heads replicated where `kv_heads` does not divide over their mesh axes."""
@@ -275,6 +285,19 @@ def _pipeline(found: Any, where: str) -> Pipeline:
 def _written(value: Any) -> str:
     """As XLA reads the value of an option."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _context(found: Any, where: str) -> Context:
+    context = Context(**_known(found, [f.name for f in dataclasses.fields(Context)], where, "context"))
+    for name, known in (("attention", ATTENTION), ("order", ORDERS)):
+        if (value := getattr(context, name)) not in known:
+            raise ValueError(f"{where}: context.{name} is {value!r}; use one of {', '.join(known)}")
+    if (context.attention, context.order) == ("all_to_all", "zigzag"):
+        raise ValueError(
+            f"{where}: context.order is 'zigzag' and context.attention 'all_to_all', which works on whole rows; use "
+            "order plain, or attention gather or ring"
+        )
+    return context
 
 
 def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Table:

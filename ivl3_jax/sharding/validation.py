@@ -54,6 +54,34 @@ def check_sizes(name: str, sizes: Mapping[str, int], spec: PartitionSpec, plan: 
             )
 
 
+def check_batch(rows: int, tokens: int, plan: ShardingPlan, of: str = "") -> None:
+    """Refuses B rows of S positions that do not divide; `of` says in messages which rows they are."""
+    for axis in ("sequence", "residual"):
+        check_sizes(f"tokens{of}", {"batch": rows, axis: tokens}, plan.decoder.activation("batch", axis), plan)
+    if tokens % (chunks := len(plan.chunks)):
+        axes = plan.decoder.activations["sequence"]
+        works = [str(n) for n in range(1, tokens // 2 + 1) if tokens % (2 * n) == 0][:SHOWN]
+        lengths = [str(n) for n in (tokens // chunks * chunks, -(-tokens // chunks) * chunks) if n]
+        raise ValueError(
+            f"plan {plan.name!r}: tokens{of} has sequence = {tokens}, which does not divide into the {chunks} chunks "
+            f"of context.order zigzag, two for each of {' x '.join(axes)} = {chunks // 2}; sizes that would work: "
+            f"{', '.join(works) or 'none'}; rows that would: {', '.join(lengths)}"
+        )
+
+
+def check_heads(heads: int, plan: ShardingPlan) -> None:
+    """Refuses a decoder whose query heads cannot be spread over the shards of the sequence as well."""
+    axes = tuple(axis for name in ("heads", "sequence") for axis in plan.decoder.activations.get(name, ()))
+    shards = plan.size(axes)
+    if plan.context.attention == "all_to_all" and heads % shards:
+        works = [n for n in range(1, heads + 1) if heads % n == 0][:SHOWN]
+        raise ValueError(
+            f"plan {plan.name!r}: context.attention is 'all_to_all' and the decoder has heads = {heads}, which do not "
+            f"divide over {' x '.join(axes)} = {shards}; sizes that would work: {', '.join(map(str, works))}; or use "
+            "gather or ring"
+        )
+
+
 def check_activations(plan: ShardingPlan) -> None:
     """Refuses a plan whose activations use a mesh axis twice, or part heads from their keys and values."""
     for component in COMPONENTS:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import batch_specs
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.sharding.validation import check_microbatches, check_sizes
+from ivl3_jax.sharding.validation import check_batch, check_microbatches
 
 
 class Placement:
@@ -30,7 +30,7 @@ class Placement:
                 f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
             )
         B = rows // parts
-        check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
+        check_batch(B, tokens, plan, " of a part")
         check_microbatches(B, plan)
         self.parts, self._all = parts, rows
         self._shardings = jax.tree.map(

@@ -17,6 +17,7 @@ from tests.tolerances import GRADIENT, STACK
 # Meshes of eight devices, by plan.
 PLANS = {
     "single": [{}],
+    "context": [{"context": 4, "tensor": 2}],
     "fsdp_tensor": [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}],
     "pipeline": [{"stage": 2, "fsdp": 2, "tensor": 2}],
 }
