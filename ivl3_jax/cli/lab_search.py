@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivl3_jax.cli.arguments import parse
-from ivl3_jax.cli.lab_cases import Question
+from ivl3_jax.cli.lab_cases import Setting
 
 if TYPE_CHECKING:
     from ivl3_jax.lab.case import Case
@@ -18,7 +18,7 @@ ivl3 lab search --model 8b --topology v5e:16x16 --tokens 8192 --tiles 12 --outpu
 
 
 @dataclass(frozen=True)
-class SearchQuestion(Question):
+class SearchQuestion(Setting):
     """A model's train step on a slice.
 
     Attributes:
@@ -44,18 +44,15 @@ def run(argv: list[str]) -> int:
     """Prints a line for each plan, and where the report is; 1 where no plan fits."""
     summary, example = HELP.strip().splitlines()
     question = parse(SearchQuestion, argv, prog="ivl3 lab search", description=summary, example=example)
-    from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.candidates import ranked
     from ivl3_jax.lab.report import write_report
     from ivl3_jax.lab.search import search
-    from ivl3_jax.lab.store import Store, default_directory
 
-    calibration = Calibration.read(question.calibration) if question.calibration else Calibration()
     every = cases(question)
     chosen, rejected = ranked(every, most=question.compile)
     print(f"{len(every):,} plans; {len(chosen)} are compiled, the others cannot be, or promise less", file=sys.stderr)
-    store = Store(question.cache or default_directory())
-    tried = search([case for case, _ in chosen], store, calibration=calibration, jobs=question.jobs, tell=_tell)
+    constants, store = question.constants(), question.store()
+    tried = search([case for case, _ in chosen], store, calibration=constants, jobs=question.jobs, tell=_tell)
     rejected += [(each.case.name, each.failure) for each in tried if each.failure is not None]
     predictions = [each.prediction for each in tried if each.prediction is not None]
     facts = {"model": question.model, "slice": question.topology, "plans": f"{len(every):,}"}
@@ -64,7 +61,7 @@ def run(argv: list[str]) -> int:
     if best is None:
         print(f"no plan fits; the report is {page}")
         return 1
-    (question.output / "best.yaml").write_text(best.case.plan.written(), encoding="utf-8")
+    (question.output / "best.yaml").write_text(best.case.plan.yaml(), encoding="utf-8")
     print(f"best: {best.case.name}: {best.utilisation:.1%} MFU, {best.rate:,.0f} tokens a second and chip, predicted")
     print(f"{question.output / 'best.yaml'} is its plan, {page} the report")
     return 0
@@ -73,32 +70,15 @@ def run(argv: list[str]) -> int:
 def cases(question: SearchQuestion) -> list["Case"]:
     """All that is to be looked at."""
     from ivl3_jax.lab.candidates import plans, shipped
-    from ivl3_jax.lab.case import Case, batch_of, model_of
-    from ivl3_jax.lab.topology import Topology
 
-    model, config = model_of(question.model)
-    topology = Topology.read(question.topology, question.slices)
-    found = []
+    topology, found = question.slice(), []
     for plan in plans(question.plans or shipped(question.coupled), topology):
         shards = plan.size(plan.decoder.activations.get("batch", ()))
-        rows_per_chip = question.rows or tuple(n * shards / topology.chips for n in (1, 2, 4))
-        for rows in rows_per_chip:
-            if rows * topology.chips < shards or rows * topology.chips % shards:
-                continue
-            shape = batch_of(plan, topology, rows_per_chip=rows, tokens=question.tokens, tiles=question.tiles)
-            case = Case(
-                model,
-                config,
-                plan,
-                topology,
-                shape,
-                question.documents,
-                question.train,
-                question.param_dtype,
-                question.dtype,
-            )
-            if case.tokens <= question.most_tokens * 1e6:
-                found.append(case)
+        for rows in question.rows or tuple(n * shards / topology.chips for n in (1, 2, 4)):
+            if rows * topology.chips >= shards and not rows * topology.chips % shards:
+                case = question.case(plan, rows)
+                if case.tokens <= question.most_tokens * 1e6:
+                    found.append(case)
     return found
 
 

@@ -7,7 +7,8 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.roofline import Estimate, estimate, leaves
 from ivl3_jax.lab.topology import Topology
-from ivl3_jax.sharding.plan import PLAN_DIRECTORY, ShardingPlan
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
 from ivl3_jax.sharding.remat import ATTENTION, INPUT, Remat
 from ivl3_jax.sharding.validation import check_activations, check_batch, check_heads, check_microbatches, check_pipeline
 

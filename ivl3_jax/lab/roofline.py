@@ -1,8 +1,9 @@
 """A guess of a step's time and memory from shapes alone, in milliseconds: which plans are worth compiling.
 
 Rooflines as in How to Scale Your Model (jax-ml.github.io/scaling-book, "Training"): products at the chip's peak, and
-collectives at the bandwidth of the links that a mesh axis has. What FSDP moves hides behind products as far as there are
-any; what tensor and context parallelism move stands between products and is waited for. Right to some tens of percent.
+collectives at the bandwidth of the links that a mesh axis has. What FSDP moves hides behind products as far as there
+are any; what tensor and context parallelism move stands between products and is waited for. Right to some tens of
+percent.
 """
 
 from dataclasses import dataclass
