@@ -14,6 +14,7 @@ class Calibration:
 
     Attributes:
         products: of the peak that fusions with matrix products reach.
+        vectors: of the compiler's estimate that the vector work of an instruction takes.
         hbm: of HBM's bandwidth that fusions and moves reach.
         ici: of a link's bandwidth that collectives reach. dcn: of the network's between slices.
         kernels: of the speed that their schedules have, by the models kept with them.
@@ -21,6 +22,7 @@ class Calibration:
     """
 
     products: float = 0.92
+    vectors: float = 1.0
     hbm: float = 0.9
     ici: float = 0.85
     dcn: float = 0.8

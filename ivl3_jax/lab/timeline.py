@@ -94,7 +94,7 @@ class Cost:
     def __init__(self, module: Module, chip: Chip, calibration: Calibration) -> None:
         self.module = module
         self.peak = chip.teraflops * 1e12
-        self.products = calibration.products
+        self.products, self.vectors = calibration.products, calibration.vectors
         self.hbm = chip.gigabytes * 1e9 * calibration.hbm
         self.clock = chip.ghz * 1e9
 
@@ -108,9 +108,9 @@ class Cost:
         bare = operations(self.module, computation, instruction) / self.peak
         moved = traffic(self.module, computation, instruction) / self.hbm
         if bare and bare > PRODUCT * estimate:
-            return "products", max(bare / self.products, estimate - bare, moved)
+            return "products", max(bare / self.products, self.vectors * (estimate - bare), moved)
         kind = "memory moves" if instruction.opcode in (*MOVES, "transpose", "concatenate", "pad") else "other compute"
-        return kind, estimate or moved
+        return kind, max(self.vectors * estimate, moved)
 
 
 class _Walker:
