@@ -9,7 +9,7 @@ from ivl3_jax.lab.timeline import Timeline, walk
 from ivl3_jax.lab.work import operations, traffic
 from tests.lab.modules import busy, entry, loop, placed
 
-EXACT = Calibration(products=1, hbm=1, ici=1, dcn=1, host=1)
+EXACT = Calibration(products=1, vectors=1, hbm=1, ici=1, dcn=1, host=1)
 ARRAY = "f32[8,128]{1,0:T(8,128)}"
 A = f"  %a = {ARRAY} parameter(0)\n"
 BIG = "bf16[64,1024,1024]{2,1,0:T(8,128)(2,1)}"  # 128 MiB
