@@ -94,7 +94,7 @@ class Cost:
     def __init__(self, module: Module, chip: Chip, calibration: Calibration) -> None:
         self.module = module
         self.peak = chip.teraflops * 1e12
-        self.products = calibration.products
+        self.products, self.vectors = calibration.products, calibration.vectors
         self.hbm = chip.gigabytes * 1e9 * calibration.hbm
         self.clock = chip.ghz * 1e9
 
@@ -108,9 +108,9 @@ class Cost:
         bare = operations(self.module, computation, instruction) / self.peak
         moved = traffic(self.module, computation, instruction) / self.hbm
         if bare and bare > PRODUCT * estimate:
-            return "products", max(bare / self.products, estimate - bare, moved)
+            return "products", max(bare / self.products, self.vectors * (estimate - bare), moved)
         kind = "memory moves" if instruction.opcode in (*MOVES, "transpose", "concatenate", "pad") else "other compute"
-        return kind, estimate or moved
+        return kind, max(self.vectors * estimate, moved)
 
 
 class _Walker:
@@ -151,7 +151,7 @@ class _Walker:
             elif opcode.endswith(("-done", "-update")):
                 self._done(instruction)
             elif opcode in ("send", "recv"):
-                self._start_on(DCN, instruction, _bytes(instruction) / self.network.dcn, DCN)
+                self._transfer(instruction)
             elif kind_of(instruction):
                 self._collective(instruction)
             elif opcode.endswith("-start"):
@@ -244,6 +244,17 @@ class _Walker:
             self.collectives.append(Collective(kind, axes, self.weight, size, asynchronous, scope, seconds))
         return start + seconds
 
+    def _transfer(self, instruction: Instruction) -> None:
+        """To or from another slice, each way a lane; where the hosts reduce, a ring's two passes over the slices."""
+        size = max((shape.bytes for shape in instruction.shapes), default=0)
+        slices = self.network.placed.topology.slices
+        passes = 2 * (slices - 1) / slices if "ALL_REDUCE" in instruction.attributes else 1.0
+        seconds = passes * size / self.network.dcn
+        self._start_on((DCN, instruction.opcode), instruction, seconds, DCN)
+        if instruction.opcode == "send":
+            between = self.network.between_slices
+            self.collectives.append(Collective("send", between, self.weight, size, True, instruction.op_name, seconds))
+
     def _start(self, instruction: Instruction) -> None:
         """A move of memory, or an asynchronous call."""
         if instruction.opcode == "async-start":
@@ -309,7 +320,3 @@ class _Walker:
                 )
             if last[each.channel] is instruction:
                 self.wait(self.flight.pop(each.channel), "exposed communication")
-
-
-def _bytes(instruction: Instruction) -> int:
-    return max((shape.bytes for shape in instruction.shapes), default=0)
