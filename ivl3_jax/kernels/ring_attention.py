@@ -42,10 +42,9 @@ class Ring(NamedTuple):
     zigzag: bool
     choose: Callable[..., Parts]
 
-    def send(self, arrays):
+    def send(self, x: jax.Array) -> jax.Array:
         """To the next shard, from the one before."""
-        onward = [(shard, (shard + 1) % self.shards) for shard in range(self.shards)]
-        return jax.tree.map(lambda x: lax.ppermute(x, self.axis, onward), arrays)
+        return lax.ppermute(x, self.axis, [(shard, (shard + 1) % self.shards) for shard in range(self.shards)])
 
     def meeting(self, step: int | jax.Array, length: int) -> "_Meeting":
         """What is worked on at a step, when the keys of the shard `step` before this one are here; 0 is static."""
@@ -180,7 +179,7 @@ def _forward(ring: Ring, q, k, v, ids) -> Partial:
         following = ring.send(here)
         return following, _merged([found, *results(step, *here)])
 
-    following = ring.send((k, v))
+    following = ring.send(jnp.stack((k, v)))
     found = _merged(results(0, k, v))
     last, found = lax.fori_loop(1, ring.shards - 1, middle, (following, found))
     return _merged([found, *results(ring.shards - 1, *last)])
@@ -218,22 +217,24 @@ def _backward(ring: Ring, saved, d_out):
         merged = meeting.queries(out), meeting.queries(lse, axis=2), meeting.queries(d_out)
         run = ring.choose(*operands[:2], segments[0]).gradients
         d_q, d_k, d_v = run(*operands, *segments, *merged, **meeting.mask)
-        return meeting.of_queries(d_q), (meeting.of_keys(d_k), meeting.of_keys(d_v))
+        return meeting.of_queries(d_q), jnp.stack((meeting.of_keys(d_k), meeting.of_keys(d_v)))
 
-    def added(step, here, d_q, d_kv):
-        arriving = ring.send(d_kv)
-        d_q_here, d_kv_here = shares(step, *here)
-        return d_q + d_q_here, jax.tree.map(jnp.add, arriving, d_kv_here)
+    def work(step, here, d_q, gathered, d_kv):
+        # Nothing waits for what is sent until the next step.
+        arriving = ring.send(gathered + d_kv)
+        share, d_kv = shares(step, *here)
+        return d_q + share, arriving, d_kv
 
     def middle(step, carry):
         here, *sums = carry
         following = ring.send(here)
-        return following, *added(step, here, *sums)
+        return following, *work(step, here, *sums)
 
-    following = ring.send((k, v))
-    last, *sums = lax.fori_loop(1, ring.shards - 1, middle, (following, *shares(0, k, v)))
-    d_q, d_kv = added(ring.shards - 1, last, *sums)
-    d_k, d_v = ring.send(d_kv)
+    following = ring.send(jnp.stack((k, v)))
+    d_q, d_kv = shares(0, k, v)
+    last, *sums = lax.fori_loop(1, ring.shards - 1, middle, (following, d_q, jnp.zeros_like(d_kv), d_kv))
+    d_q, gathered, d_kv = work(ring.shards - 1, last, *sums)
+    d_k, d_v = ring.send(gathered + d_kv)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 

@@ -27,13 +27,11 @@ def gathered(
         [B, S, N, H] in q's dtype.
     """
     S, shard = q.shape[1], lax.axis_index(axes)
-    k, v = (_whole(x, axes) for x in (k, v))
+    k, v = (_whole(x, axes, in_zigzag) for x in (k, v))
     mine = None if ids is None else lax.dynamic_slice_in_dim(ids, shard * S, S, axis=1)
     if not in_zigzag:
         return attend(q, k, v, mine, ids, shard * S)
-    back = inverse(zigzag(shards))
-    k, v = reordered(k, back), reordered(v, back)
-    everyone = None if ids is None else reordered(ids, back)
+    everyone = None if ids is None else reordered(ids, inverse(zigzag(shards)))
     # Two runs of queries that are not neighbours.
     both = jnp.split(q, 2, axis=1), (None, None) if mine is None else jnp.split(mine, 2, axis=1)
     places = shard, 2 * shards - 1 - shard
@@ -41,11 +39,15 @@ def gathered(
     return jnp.concatenate(out, axis=1)
 
 
-def _whole(x: jax.Array, axes: Axes) -> jax.Array:
-    """[B, S, ...] of each shard to [B, shards * S, ...]."""
+def _whole(x: jax.Array, axes: Axes, in_zigzag: bool) -> jax.Array:
+    """[B, S, ...] of each shard to [B, shards * S, ...] in plain order."""
     # Along a new leading dimension: of gradients that are scattered along any other TPUs make a whole all-reduce.
     every = lax.all_gather(x, axes)
-    return jnp.moveaxis(every, 0, 1).reshape(x.shape[0], -1, *x.shape[2:])
+    runs = [every]
+    if in_zigzag:  # the late halves lie from the end of the row to its middle
+        early, late = jnp.split(every, 2, axis=2)
+        runs = [early, late[::-1]]
+    return jnp.concatenate([jnp.moveaxis(run, 0, 1).reshape(x.shape[0], -1, *x.shape[2:]) for run in runs], axis=1)
 
 
 def headwise(attend: Local, axes: Axes, q: jax.Array, k: jax.Array, v: jax.Array, ids) -> jax.Array:

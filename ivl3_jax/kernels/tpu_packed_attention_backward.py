@@ -68,6 +68,7 @@ def backward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, out, d_
         # A block in no pair is never written: its zeros are these.
         input_output_aliases={12: 0, 13: 1, 14: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
+        cost_estimate=tiles.cost(run, q, k, products=5),
         interpret=run.interpret,
         name="packed_attention_backward",
     )(

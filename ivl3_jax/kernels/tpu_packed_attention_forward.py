@@ -53,6 +53,7 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
         # A query block in no pair is never written: what stands there is this.
         input_output_aliases={8: 0, 9: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
+        cost_estimate=tiles.cost(run, q, k, products=2),
         interpret=run.interpret,
         name="packed_attention_forward",
     )(

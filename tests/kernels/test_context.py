@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.kernels import oracle
-from ivl3_jax.kernels.attention import IMPLEMENTATIONS, PARTS, attention
+from ivl3_jax.kernels.attention import IMPLEMENTATIONS, PARTS, attention, chosen, chosen_part
 from ivl3_jax.kernels.family import preferring
 from ivl3_jax.sharding.context import Context, inverse, reordered, zigzag
 from tests.kernels.test_attention import assert_equal, operands
@@ -154,6 +154,23 @@ def test_no_more_than_two_shards_of_keys_are_held(form):
         placed = jax.device_put(inputs[:3], NamedSharding(mesh, layout))
         text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*placed).compile().as_text()
     assert "collective-permute" in text and "all-gather" not in text and "[1,64," not in text
+
+
+@pytest.mark.parametrize(("N", "K"), [(14, 2), (28, 4), (40, 8), (64, 8)])
+def test_rows_of_128k_over_8_shards_are_for_the_tpu_kernel(N, K):
+    """As each form calls it on a shard, for one row and heads over two shards."""
+    S, N, K, offset = 131072, N // 2, K // 2, jnp.zeros((), jnp.int32)
+
+    def taken(queries, keys, N, K, offset, rows=1):
+        q, k = (jax.ShapeDtypeStruct((rows, n, heads, 128), "bfloat16") for n, heads in ((queries, N), (keys, K)))
+        return chosen(q, k, k, True, offset) == chosen_part(q, k, k) == "tpu_packed"
+
+    with preferring("tpu"):
+        assert taken(S // 8, S, N, K, offset)  # gather
+        assert taken(S // 16, S, N, K, offset)  # in zigzag order
+        assert taken(S, S, max(N // 8, 1), 1, 0)  # all_to_all
+        assert taken(S // 8, S // 8, N, K, offset)  # ring
+        assert taken(S // 16, S // 16, N, K, offset, rows=2)  # in zigzag order
 
 
 def test_an_implementation_that_makes_no_ring_is_refused():
