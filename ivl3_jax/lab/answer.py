@@ -29,6 +29,14 @@ class Answer:
     versions: Mapping[str, str]
     collectives: tuple[Collective, ...]
 
+    @property
+    def memory(self) -> dict[str, float]:
+        return self.figures["memory"]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return self.figures["parts"]
+
     @classmethod
     def of(cls, found: Prediction) -> "Answer":
         """A prediction that was just made."""
