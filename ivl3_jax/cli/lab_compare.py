@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivl3_jax.cli import UsageError
@@ -13,7 +12,7 @@ from ivl3_jax.cli.lab_cases import Question
 if TYPE_CHECKING:
     from ivl3_jax.lab.answer import Answer
 
-HELP = """Shows what changes between two plans A B (names, YAML files, or what `ivl3 lab compile --json` wrote), and why.
+HELP = """Shows what changes between two plans (names, YAML files, or what `ivl3 lab compile --json` wrote), and why.
 ivl3 lab compare fsdp_tensor sequence --mesh '{tensor: 4}' --model 8b --topology v5e:16x16 --tokens 8192
 """
 
@@ -39,9 +38,11 @@ class CompareQuestion(Question):
 
     def second(self, plan: str) -> Question:
         """The question about B."""
-        given = {"mesh": self.mesh_b, "rows_per_chip": self.rows_per_chip_b, "topology": self.topology_b}
         return dataclasses.replace(
-            self.first(plan), **{name: value for name, value in given.items() if value is not None}
+            self.first(plan),
+            mesh=self.mesh if self.mesh_b is None else self.mesh_b,
+            rows_per_chip=self.rows_per_chip if self.rows_per_chip_b is None else self.rows_per_chip_b,
+            topology=self.topology if self.topology_b is None else self.topology_b,
         )
 
 

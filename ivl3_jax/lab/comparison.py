@@ -48,11 +48,10 @@ def _title(letter: str, name: str, answer: Answer) -> list[str]:
 def _figures(before: Answer, after: Answer) -> list[str]:
     rows: list[tuple[str, float | None, float | None, str]] = []
     for kind in KINDS:
-        sizes = [answer.memory.get(kind) for answer in (before, after)]
-        rows.append((f"memory, {kind}, GiB", *(None if n is None else n / GIB for n in sizes), ".2f"))
+        rows.append((f"memory, {kind}, GiB", _gibibytes(before, kind), _gibibytes(after, kind), ".2f"))
     parts = dict.fromkeys([*before.parts, *after.parts])
     for name in sorted(parts, key=lambda part: -max(before.parts.get(part, 0), after.parts.get(part, 0))):
-        rows.append((f"time, {name}, s", *(_part(answer, name) for answer in (before, after)), ".4f"))
+        rows.append((f"time, {name}, s", _part(before, name), _part(after, name), ".4f"))
     for name, field, form in (
         ("time, step, s", "step_seconds", ".4f"),
         ("predicted MFU", "mfu", ".1%"),
@@ -68,6 +67,10 @@ def _figures(before: Answer, after: Answer) -> list[str]:
             ratio = f"{new / old:.2f}" if old else ""
         lines.append(f"{name:34}{cells[0]:>14}{cells[1]:>14}{moved:>14}{ratio:>10}".rstrip())
     return lines
+
+
+def _gibibytes(answer: Answer, kind: str) -> float | None:
+    return answer.memory[kind] / GIB if kind in answer.memory else None
 
 
 def _part(answer: Answer, name: str) -> float | None:
@@ -140,4 +143,3 @@ def _use(letter: str, use: Use) -> list[str]:
 def _wrapped(text: str, indent: int) -> list[str]:
     pad = " " * indent
     return textwrap.wrap(text, COLUMNS, initial_indent=pad, subsequent_indent=f"{pad}  ")
-

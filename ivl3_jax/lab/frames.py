@@ -15,7 +15,7 @@ def frames(text: str) -> dict[int, tuple[str, ...]]:
     function = {number: line.strip('"').partition(".<locals>")[0] for number, line in names.items()}
     at = {number: _fields(line).get("function_name_id", 0) for number, line in places.items()}
     calls = {number: _fields(line) for number, line in stack.items()}
-    # A frame names the place of its caller in the table, counted from 1 where the first frame, without a caller, says 1.
+    # The number of a frame's caller is one too high where the first frame, which has none, says 1.
     beyond = 1 if calls.get(1, {}).get("parent_frame_id") == 1 else 0
     found: dict[int, tuple[str, ...]] = {}
     for number in sorted(calls):  # callers come first

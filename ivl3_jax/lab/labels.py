@@ -13,7 +13,6 @@ WORDS = {
     "batch.tokens": "{} tokens a row",
     "batch.tiles": "{} tiles a row",
     "documents": "{} documents a row",
-    "rows": "{} rows a chip",
     "topology": "on {}",
     "model": "{}",
     "remat.decoder": "remat {}",
@@ -24,8 +23,9 @@ LEFT_OUT = ("plan.name", "plan.mesh", "plan.remat", "config", "batch.rows", "bat
 
 
 def labels(cases: Sequence[Case]) -> list[str]:
-    """A name for each: plan and mesh, and those fields that differ between the cases and that the plan's name does not
-    tell, as `sequence (fsdp 8 x tensor 2), remat dots`.
+    """A name for each, as `sequence (fsdp 8 x tensor 2), remat dots`.
+
+    Plan and mesh, and of other fields those that differ between the cases and that the plan's name does not tell.
     """
     told = [fields(case) for case in cases]
     every = list(dict.fromkeys(name for each in told for name in each))
@@ -84,6 +84,8 @@ def _implied(name: str, cases: Sequence[Case], told: Sequence[Mapping[str, str]]
 
 
 def _said(name: str, value: str) -> str:
+    if name == "rows":
+        return f"{value} row{'' if value == '1' else 's'} a chip"
     if name in WORDS:
         return WORDS[name].format(value)
     return f"{name.removeprefix('plan.').removeprefix('train.')} {value}"

@@ -16,7 +16,8 @@ LANES = {
     HOST_LANE: "host memory",
     DCN: "network (DCN)",
 }
-WIDTH, NAMES, HIGH, APART = 1130, 118, 22, 8  # of the drawing, of the lanes' names, of a lane, between lanes
+WIDTH, NAMES, RIGHT = 1130, 118, 130  # of the drawing, of the lanes' names, behind the lanes for the last label
+HIGH, APART = 22, 8  # of a lane, between lanes
 ROWS, LINE, CHARACTER = 5, 13, 5.6  # of labels under a lane of collectives
 TOLD = 0.012  # collectives that take less of the iteration are listed only
 
@@ -38,10 +39,10 @@ def collectives_of(loop: Loop) -> list[Event]:
     return sorted((event for event in loop.events if event.axes), key=lambda event: event.start)
 
 
-def layer_picture(loop: Loop, seconds: float) -> str:
-    """One iteration; `seconds` is the whole width, so that two pictures can have one scale."""
+def layer_picture(loop: Loop) -> str:
+    """One iteration, over the whole width."""
     way = "forward" if direction(loop.scope) == "forward" else "backward"
-    scale = (WIDTH - NAMES) / seconds
+    scale = (WIDTH - NAMES - RIGHT) / loop.seconds
     lanes = [lane for lane in LANES if lane == COMPUTE or any(event.lane == lane for event in loop.events)]
     drawn, top = [], 4.0
     for lane in lanes:
@@ -60,12 +61,11 @@ def layer_picture(loop: Loop, seconds: float) -> str:
             drawn.append(labels)
             top += rows * LINE + 2
         top += APART
-    marks = [mark for mark in ticks(0, seconds * 1e6, 8) if mark <= seconds * 1e6 * 1.001]
+    marks = [mark for mark in ticks(0, loop.seconds * 1e6, 8) if mark <= loop.seconds * 1e6 * 1.001]
     for mark in marks:
         x = NAMES + mark * 1e-6 * scale
-        anchor = "end" if x > WIDTH - 20 else "middle"
         drawn.append(f'<path class="tickline" d="M{x:.1f} {top:.0f}v5"/>')
-        drawn.append(f'<text x="{x:.1f}" y="{top + 17:.0f}" text-anchor="{anchor}">{mark:,.0f} µs</text>')
+        drawn.append(f'<text x="{x:.1f}" y="{top + 17:.0f}" text-anchor="middle">{mark:,.0f} µs</text>')
     said = f"One decoder layer, {way}: {loop.seconds * 1e6:,.0f} microseconds"
     return (
         f'<div class="scroll" tabindex="0"><svg class="lanes" viewBox="0 0 {WIDTH} {top + 22:.0f}" role="img" '
@@ -89,16 +89,19 @@ def _box(event: Event, scale: float, top: float, end: float) -> str:
 
 
 def _labels(events: Sequence[Event], scale: float, top: float) -> tuple[str, int]:
-    """Labels under a lane, each in the first row where it covers no other; SVG, and the rows in use."""
-    ends, drawn, used = [0.0] * ROWS, [], 0
-    for event in sorted(events, key=lambda event: event.start):
+    """Labels under a lane, each in the first row where it covers no other; SVG, and the rows in use.
+
+    From right to left, so that no line down to a label crosses another label.
+    """
+    starts, drawn, used = [WIDTH + 1.0] * ROWS, [], 0
+    for event in sorted(events, key=lambda event: -event.start):
         x, text = NAMES + event.start * scale, short(event)
         wide = CHARACTER * len(text) + 8
         left = min(x, WIDTH - wide)
-        row = next((row for row in range(ROWS) if ends[row] <= left), None)
+        row = next((row for row in range(ROWS) if left + wide <= starts[row]), None)
         if row is None:
             continue
-        ends[row], used = left + wide, max(used, row + 1)
+        starts[row], used = min(left, x), max(used, row + 1)
         base = top + (row + 1) * LINE
         drawn.append(f'<path class="leader" d="M{x + 0.5:.1f} {top:.0f}V{base - 3:.0f}"/>')
         drawn.append(f'<text class="told" x="{left + 3:.1f}" y="{base - 1:.0f}">{escape(text)}</text>')

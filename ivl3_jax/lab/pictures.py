@@ -8,7 +8,7 @@ from ivl3_jax.lab.report_style import colour_class
 
 LONG = 1000  # units of a bar's whole width
 WIDTH, HEIGHT = 640, 380  # of the drawing of memory against rate
-LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 46
 CHARACTER, LINE = 7.5, 13  # of a label, in the same units
 
 
@@ -59,21 +59,25 @@ def scatter(points: Sequence[tuple[float, float]], names: Sequence[str], marks: 
         points: (memory, rate). names: of plans. marks: what stands beside a point. limit: the HBM of a chip.
     """
     best = front(points)
-    xs, ys = ticks(0, max([limit, *(x for x, _ in points)])), ticks(*_around([y for _, y in points]))
+    ys = ticks(*_around([y for _, y in points]))
+
+    most = 1.03 * max([limit, *(x for x, _ in points)])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - xs[0]) / (xs[-1] - xs[0])
+        across = x / most
         up = (y - ys[0]) / (ys[-1] - ys[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     said = f"Memory of a chip against tokens a second and chip, {len(points)} plans"
     drawn = [f'<svg class="pareto" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}"><title>{said}</title>']
-    for x in xs:
+    for x in ticks(0, most):
+        if x > most:
+            break
         at = place(x, ys[0])[0]
         drawn.append(f'<path class="grid" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         drawn.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     for y in ys:
-        at = place(xs[0], y)[1]
+        at = place(0, y)[1]
         drawn.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         drawn.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:,g}</text>')
     edge = place(limit, ys[0])[0]
@@ -92,8 +96,7 @@ def scatter(points: Sequence[tuple[float, float]], names: Sequence[str], marks: 
     drawn.append(
         f'<text class="axis-name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">memory of a '
         "chip, GiB</text>"
-        f'<text class="axis-name" transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
-        'text-anchor="middle">tokens a second and chip</text>'
+        '<text class="axis-name" x="0" y="16">tokens a second and chip</text>'
     )
     return "".join([*drawn, "</svg>"])
 

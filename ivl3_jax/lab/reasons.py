@@ -70,7 +70,7 @@ BEARS_ON = {
 
 @dataclass(frozen=True)
 class Change:
-    """One thing in which two cases differ: its dotted name, both values as text, what it does, "" if nobody can tell."""
+    """One thing in which two cases differ: its dotted name, both values as text, what it does, or ""."""
 
     name: str
     before: str

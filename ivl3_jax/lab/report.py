@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.lab.labels import labels
 from ivl3_jax.lab.prediction import Prediction, summary
-from ivl3_jax.lab.report_page import Plan, page
+from ivl3_jax.lab.ranking import Plan, ranked
+from ivl3_jax.lab.report_page import page
 
 
 def write_report(
@@ -21,7 +21,8 @@ def write_report(
 
     Args:
         directory: is made where it is missing; older files of these names are replaced.
-        predictions: what was compiled, in any order. rejected: names of plans that were not compiled or failed, and why.
+        predictions: what was compiled, in any order.
+        rejected: names of plans that were not compiled, or failed, and why.
         facts: what was asked and how, name -> value, for the head of the page; `held-out error` is told with what the
             prediction is made of.
 
@@ -38,17 +39,6 @@ def write_report(
     file = directory / "report.html"
     file.write_text(page(plans, rejected, facts), encoding="utf-8")
     return file
-
-
-def ranked(predictions: Sequence[Prediction]) -> list[Plan]:
-    """The plans that fit, most tokens a second first, and behind them those that do not."""
-    named = zip(predictions, labels([each.case for each in predictions]), strict=True)
-    order = sorted(named, key=lambda pair: (not _counts(pair[0]), -(pair[0].rate or 0.0), pair[1]))
-    return [Plan(number, name, found) for number, (found, name) in enumerate(order, 1)]
-
-
-def _counts(found: Prediction) -> bool:
-    return found.fits and found.rate is not None
 
 
 def row(plan: Plan) -> dict[str, Any]:

@@ -2,57 +2,16 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 
 from ivl3_jax.data.markup import escape
 from ivl3_jax.data.page_style import STYLE
-from ivl3_jax.lab.inventory import size
-from ivl3_jax.lab.layer_picture import collectives_of, layer_loops, layer_picture
-from ivl3_jax.lab.pictures import front, legend, scatter, stack
-from ivl3_jax.lab.places import direction
-from ivl3_jax.lab.prediction import Prediction
+from ivl3_jax.lab import report_pictures
+from ivl3_jax.lab.ranking import GIB, Plan, step_time, table
 from ivl3_jax.lab.report_style import sheet
 
-GIB = 2**30
-AT_ONCE = 12  # plans of a picture that are not folded away
-DRAWN = 3  # plans whose layer is drawn
 LISTED = 200  # pruned plans of one kind of reason
-KINDS = ("parameters", "optimizer", "batch", "temporaries")
-PARTS = ("products", "other compute", "kernels", "exposed communication", "memory moves")
 HELD_OUT = "held-out error"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A compiled plan: its rank, from 1, its label, and what was found."""
-
-    number: int
-    name: str
-    found: Prediction
-
-    @property
-    def fits(self) -> bool:
-        return self.found.fits and self.found.rate is not None
-
-    @property
-    def gibibytes(self) -> float | None:
-        """Of a chip; what the compiler wanted, where it gave up."""
-        compiled = self.found.compiled
-        if compiled.memory is not None:
-            return compiled.memory.total / GIB
-        wanted = compiled.shortage.wanted if compiled.shortage is not None else None
-        return None if wanted is None else wanted / GIB
-
-    @property
-    def rate(self) -> float:
-        return self.found.rate or 0.0
-
-    @property
-    def label(self) -> str:
-        """HTML."""
-        return f"<b>{self.number}</b>{escape(self.name)}"
 
 
 def page(plans: Sequence[Plan], rejected: Sequence[tuple[str, str]], facts: Mapping[str, str]) -> str:
@@ -62,8 +21,14 @@ def page(plans: Sequence[Plan], rejected: Sequence[tuple[str, str]], facts: Mapp
     about = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _asked(plans, facts).items()
     )
-    sections = [_ranks(fitting), _memory(plans), _time(fitting), _pareto(fitting), _layers(fitting)]
-    sections += [_collectives(plans), _unfit(others), _pruned(rejected), _made_of(plans, facts)]
+    sections = [
+        _ranks(fitting),
+        report_pictures.memory(plans),
+        report_pictures.time(fitting),
+        report_pictures.pareto(fitting),
+        report_pictures.layers(fitting),
+    ]
+    sections += [report_pictures.collectives(plans), _unfit(others), _pruned(rejected), _made_of(plans, facts)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -106,7 +71,7 @@ def _headline(fitting: Sequence[Plan], others: Sequence[Plan], rejected: Sequenc
     figures = [
         (f"{best.rate:,.0f}", "tokens a second and chip, the best plan"),
         (f"{found.utilisation:.1%}", "predicted MFU"),
-        (_seconds(found), f"a step of {found.case.tokens:,} tokens"),
+        (step_time(found), f"a step of {found.case.tokens:,} tokens"),
         (f"{best.gibibytes:.2f}", f"GiB of {found.case.topology.chip.hbm:g} a chip"),
         (f"{len(fitting)} of {len(fitting) + len(others)}", "compiled plans fit"),
     ]
@@ -132,7 +97,7 @@ def _ranks(fitting: Sequence[Plan]) -> str:
         cells = (
             f"{found.case.rows:g}",
             f"{plan.gibibytes:.2f}",
-            _seconds(found),
+            step_time(found),
             f"{found.utilisation:.1%}",
             f"{plan.rate:,.0f}",
             f"{plan.rate / fitting[0].rate:.1%}",
@@ -146,165 +111,6 @@ def _ranks(fitting: Sequence[Plan]) -> str:
         f'<div class="wide"><table class="ranks"><thead><tr><th>#</th>{titles}</tr></thead><tbody>{"".join(rows)}'
         "</tbody></table></div></section>"
     )
-
-
-def _memory(plans: Sequence[Plan]) -> str:
-    known = [plan for plan in plans if plan.gibibytes is not None]
-    if not known:
-        return ""
-    hbm = max(plan.found.case.topology.chip.hbm for plan in known)
-    # A plan that wants many times what there is would leave the others no width.
-    most = min(max([hbm, *(plan.gibibytes or 0.0 for plan in known)]) * 1.02, 2.5 * hbm)
-    bars = []
-    for plan in known:
-        memory, total = plan.found.compiled.memory, plan.gibibytes or 0.0
-        parts = {"wanted": total} if memory is None else {kind: getattr(memory, kind) / GIB for kind in KINDS}
-        room = most * min(1.0, most / total)
-        drawn = {kind: amount / total * min(total, room) for kind, amount in parts.items()}
-        told = "of what is not known" if memory is None else ", ".join(f"{kind} {n:.2f}" for kind, n in parts.items())
-        verdict = "" if plan.found.fits else ' <span class="bad">does not fit</span>'
-        said = f"<b>{total:.2f} GiB</b>{verdict}<br>{told}"
-        bars.append(stack(plan.label, drawn, most, said, plan.found.case.topology.chip.hbm))
-    kinds = [*KINDS, *(["wanted"] if any(plan.found.compiled.memory is None for plan in known) else [])]
-    return (
-        '<section><h2>Memory of a chip</h2><p class="quiet">As the compiler counts it, padding included. Temporaries '
-        "are all that a step has at its fullest besides: activations, gathered weights, gradients.</p>"
-        f"{legend(kinds, f'HBM of a chip, {hbm:g} GiB')}{_bars(bars)}</section>"
-    )
-
-
-def _time(fitting: Sequence[Plan]) -> str:
-    if not fitting:
-        return ""
-    same = len({plan.found.case.tokens for plan in fitting}) == 1
-    # Steps of unequal size are compared by what a token takes of one chip.
-    unit = {plan.number: 1e3 if same else 1e6 / (plan.found.case.tokens / plan.found.case.topology.chips) for plan in fitting}
-    name = "ms" if same else "µs a token"
-    bars = []
-    most = max((plan.found.seconds or 0.0) * unit[plan.number] for plan in fitting)
-    for plan in fitting:
-        timeline = plan.found.timeline
-        assert timeline is not None
-        parts = {part: timeline.parts.get(part, 0.0) * unit[plan.number] for part in (*PARTS, *timeline.parts)}
-        told = ", ".join(f"{part} {amount:,.2f}" for part, amount in parts.items() if amount)
-        step = "" if same else f", a step {_seconds(plan.found)}"
-        bars.append(stack(plan.label, parts, most, f"<b>{sum(parts.values()):,.2f} {name}</b>{step}<br>{told}"))
-    how = "Of a step." if same else "Of one chip for one token, as the plans' steps are of unequal size."
-    return (
-        f'<section><h2>Predicted time</h2><p class="quiet">{how} Exposed communication is what the core waits for '
-        f"collectives; what runs beside compute is not in it.</p>{legend(PARTS)}{_bars(bars)}</section>"
-    )
-
-
-def _bars(bars: Sequence[str]) -> str:
-    shown, folded = "".join(bars[:AT_ONCE]), "".join(bars[AT_ONCE:])
-    more = f"<details><summary>{len(bars) - AT_ONCE} more</summary><div class=bars>{folded}</div></details>"
-    return f'<div class="bars">{shown}</div>{more if folded else ""}'
-
-
-def _pareto(fitting: Sequence[Plan]) -> str:
-    if not fitting:
-        return ""
-    points = [(plan.gibibytes or 0.0, plan.rate) for plan in fitting]
-    names, marks = [plan.name for plan in fitting], [str(plan.number) for plan in fitting]
-    best = [fitting[i] for i in front(points)]
-    items = "".join(
-        f"<li><b>{plan.number}</b> {escape(plan.name)}: {plan.gibibytes:.2f} GiB, {plan.rate:,.0f} tokens/s a chip</li>"
-        for plan in best
-    )
-    drawn = scatter(points, names, marks, fitting[0].found.case.topology.chip.hbm)
-    return (
-        '<section><h2>Memory against rate</h2><p class="quiet">Numbers are ranks. On the dashed line are the plans than '
-        f"which no other is both smaller and faster.</p>{_chart(drawn)}"
-        f'<ul class="plain">{items}</ul></section>'
-    )
-
-
-def _chart(drawn: str) -> str:
-    return f'<figure class="chart">{drawn}</figure>'
-
-
-def _layers(fitting: Sequence[Plan]) -> str:
-    drawn = []
-    for plan in fitting[:DRAWN]:
-        assert plan.found.timeline is not None
-        loops = layer_loops(plan.found.timeline)
-        if not loops:
-            continue
-        longest = max(loop.seconds for loop in loops)
-        parts = []
-        for loop in loops:
-            forward = direction(loop.scope) == "forward"
-            way = "forward" if forward else "backward, with what is computed again"
-            rows = [
-                (
-                    f"{event.start * 1e6:,.1f}",
-                    f"{event.seconds * 1e6:,.1f}",
-                    event.kind,
-                    " x ".join(event.axes),
-                    size(event.bytes),
-                    event.place,
-                )
-                for event in collectives_of(loop)
-            ]
-            listed = _table(("from, µs", "takes, µs", "collective", "over", "bytes", "where"), rows, text=(2, 3, 5))
-            parts.append(
-                f"<h4>{way}: {loop.seconds * 1e6:,.0f} µs, {loop.trips} times</h4>{layer_picture(loop, longest)}"
-                f"<details><summary>{len(rows)} collectives of the layer</summary>{listed}</details>"
-            )
-        drawn.append(f'<div class="layer"><h3>{plan.number}. {escape(plan.name)}</h3>{"".join(parts)}</div>')
-    if not drawn:
-        return ""
-    kinds = [*(part for part in PARTS if part != "exposed communication"), "all-gather", "all-reduce"]
-    kinds += ["reduce-scatter", "all-to-all", "collective-permute"]
-    return (
-        '<section><h2>One decoder layer</h2><p class="quiet">As the compiler has scheduled it, an iteration that follows '
-        "another. Where the lane of compute shows its pale ground, the core waits. Pictures scroll sideways.</p>"
-        f"{legend(kinds)}{''.join(drawn)}</section>"
-    )
-
-
-def _collectives(plans: Sequence[Plan]) -> str:
-    parts = []
-    for plan in plans:
-        timeline = plan.found.timeline
-        if timeline is None:
-            continue
-
-        def of(each) -> tuple:
-            return " x ".join(each.axes), each.kind, each.asynchronous
-
-        rows: list[tuple[float, tuple[str, ...]]] = []
-        for (axes, kind, asynchronous), group in groupby(sorted(timeline.collectives, key=of), key=of):
-            same = list(group)
-            moved, count = sum(each.count * each.bytes for each in same), sum(each.count for each in same)
-            seconds = sum(each.count * each.seconds for each in same)
-            manner = "beside compute" if asynchronous else "waited for"
-            rows.append((moved, (axes, kind, manner, f"{count:,.0f}", size(moved), f"{seconds * 1e3:,.2f}")))
-        cells = [row for _, row in sorted(rows, key=lambda row: -row[0])]
-        told = _table(("over", "kind", "manner", "a step", "bytes a chip", "on its links, ms"), cells, text=(0, 1, 2))
-        total = sum(moved for moved, _ in rows)
-        parts.append(
-            f"<details><summary>{plan.label}: {size(total)} a step</summary>{told if rows else '<p>There are none.</p>'}"
-            "</details>"
-        )
-    if not parts:
-        return ""
-    return (
-        '<section><h2>Collectives by axis</h2><p class="quiet">Bytes are of results of gathers and operands of '
-        "reductions, on one chip.</p>" + "".join(parts) + "</section>"
-    )
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int]) -> str:
-    """A table whose columns numbered in `text` hold words, which are set to the left."""
-    style = [' class="name"' if i in text else "" for i in range(len(columns))]
-    head = "".join(f"<th{how}>{name}</th>" for how, name in zip(style, columns, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{how}>{escape(cell)}</td>' for how, cell in zip(style, row, strict=True))}</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _unfit(others: Sequence[Plan]) -> str:
@@ -332,7 +138,7 @@ def _pruned(rejected: Sequence[tuple[str, str]]) -> str:
         groups[re.sub(r"\d[\d,.]*", "…", reason)].append((name, reason))
     parts = []
     for alike, members in sorted(groups.items(), key=lambda group: -len(group[1])):
-        rows = _table(("plan", "why"), members[:LISTED], text=(0, 1))
+        rows = table(("plan", "why"), members[:LISTED], text=(0, 1))
         left = f'<p class="quiet">and {len(members) - LISTED:,} more</p>' if len(members) > LISTED else ""
         told = members[0][1] if len(members) == 1 else alike
         parts.append(f"<details><summary>{len(members):,}: {escape(told)}</summary>{rows}{left}</details>")
@@ -350,20 +156,14 @@ def _made_of(plans: Sequence[Plan], facts: Mapping[str, str]) -> str:
         "No TPU took part. The real train step was compiled by XLA's TPU compiler for this slice; memory is what that "
         "compiler counts.",
         "Time follows from the compiled schedule: the compiler's own estimates for fusions, the chip's peak for matrix "
-        "products, a model of each Pallas kernel, the torus's links for collectives, and few constants for the share of "
-        "these speeds that is reached.",
+        "products, a model of each Pallas kernel, the torus's links for collectives, and few constants for the share "
+        "of these speeds that is reached.",
         "It does not see: input pipeline, checkpoints, other jobs on the network, chips of unequal speed, and what the "
         "hardware does otherwise than the compiler believes.",
         f"Error on published runs that no constant was fitted on: {facts[HELD_OUT]}." if HELD_OUT in facts else "",
     ]
     told = "".join(f"<li>{escape(item)}</li>" for item in items if item)
     seen = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    folded = f'<details><summary>{len(warnings)} things that could not be read</summary><ul class="plain">{seen}</ul></details>'
-    return (
-        f'<section><h2>What the prediction is made of</h2><ul class="plain">{told}</ul>{folded if seen else ""}</section>'
-    )
-
-
-def _seconds(found: Prediction) -> str:
-    seconds = found.seconds or 0.0
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.3f} s"
+    folded = f"<summary>{len(warnings)} things that could not be read</summary>" + f'<ul class="plain">{seen}</ul>'
+    more = f"<details>{folded}</details>" if seen else ""
+    return f'<section><h2>What the prediction is made of</h2><ul class="plain">{told}</ul>{more}</section>'

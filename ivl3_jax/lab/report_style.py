@@ -1,5 +1,7 @@
 """What the style sheet of a search's report has beyond that of the data pages."""
 
+import re
+
 STYLE = """
 :root {
   --parameters: #3f74b5; --optimizer: #86abd9; --batch: #b8ad8a; --temporaries: #8d7cb8; --wanted: #c9c4ba;
@@ -31,7 +33,8 @@ td.first { color: rgb(var(--learned)); font-weight: 600; }
 .limit { stroke: var(--bad); stroke-width: 2px; vector-effect: non-scaling-stroke; fill: none; }
 .legend { margin: .5rem 0; }
 .legend i.line { width: 2px; border-radius: 0; background: var(--bad); margin-left: .4rem; }
-.pareto { max-width: 760px; }
+.beside { display: grid; gap: .9rem 1.4rem; align-items: start; }
+.beside .chart { min-width: 0; }
 .pareto text, .lanes text { fill: var(--quiet); font-size: 12px; }
 .pareto .grid { stroke: var(--line); fill: none; }
 .pareto .front { stroke: rgb(var(--learned)); stroke-width: 2; fill: none; stroke-dasharray: 4 3; }
@@ -45,7 +48,7 @@ td.first { color: rgb(var(--learned)); font-weight: 600; }
 .lanes .lane { fill: var(--faint); }
 .lanes .waits { fill: var(--waiting); }
 .lanes .lane-name { fill: var(--ink); }
-.lanes .told { fill: var(--ink); font-size: 10.5px; }
+.lanes .told { fill: var(--ink); font-size: 10.5px; paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .lanes .leader { stroke: var(--quiet); stroke-width: .7; fill: none; }
 .lanes .tickline { stroke: var(--line); fill: none; }
 .layer { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem .9rem;
@@ -53,20 +56,23 @@ td.first { color: rgb(var(--learned)); font-weight: 600; }
 .layer h3 { overflow-wrap: anywhere; }
 .layer h4 { font-size: .85rem; font-weight: 600; margin: .8rem 0 .1rem; }
 .layer p { font-size: .85rem; margin: .2rem 0; }
+summary b { margin-right: .35rem; font-weight: 500; }
 details .wide { margin: .3rem 0 .8rem; }
 .plain li { margin: .25rem 0; overflow-wrap: anywhere; }
 .plain { padding-left: 1.2rem; font-size: .88rem; }
-@media (min-width: 820px) { .pareto text { font-size: 9px; } }
+@media (min-width: 820px) {
+  .beside { grid-template-columns: minmax(0, 7fr) minmax(0, 4fr); }
+  .pareto text { font-size: 10px; }
+}
 @media (max-width: 560px) {
   .stack { grid-template-columns: minmax(0, 1fr); gap: .15rem; }
   .bars { gap: .9rem; }
+  .pareto text { font-size: 17px; }
+  .pareto circle { r: 7px; }
 }
 """
 
-COLOURS = (
-    "parameters optimizer batch temporaries wanted products other-compute kernels exposed-communication memory-moves "
-    "all-gather all-reduce reduce-scatter all-to-all collective-permute"
-).split()
+COLOURS = tuple(re.findall(r"--([\w-]+):", STYLE.partition("@media")[0]))
 
 
 def colour_class(kind: str) -> str:
@@ -77,5 +83,7 @@ def colour_class(kind: str) -> str:
 
 def sheet() -> str:
     """The rules above, and for each class its colour."""
-    fills = "".join(f"rect.{name} {{ fill: var(--{name}); }} i.{name} {{ background: var(--{name}); }}\n" for name in COLOURS)
+    fills = "".join(
+        f"rect.{name} {{ fill: var(--{name}); }} i.{name} {{ background: var(--{name}); }}\n" for name in COLOURS
+    )
     return STYLE + fills

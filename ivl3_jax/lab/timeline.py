@@ -204,7 +204,7 @@ class _Walker:
             )
 
     def _place(self, instruction: Instruction, kind: str) -> str:
-        """Where an instruction comes from, in words; the compiler leaves some without a name: then what goes into it."""
+        """Where an instruction comes from, in words; of one without a name, where what goes into it does."""
         for _ in range(DEPTH):
             if instruction.op_name.startswith("jit") or not instruction.operands:
                 break
