@@ -18,7 +18,7 @@ LANES = {
 }
 WIDTH, NAMES, RIGHT = 1130, 118, 130  # of the drawing, of the lanes' names, behind the lanes for the last label
 HIGH, APART = 22, 8  # of a lane, between lanes
-ROWS, LINE, CHARACTER = 5, 13, 5.6  # of labels under a lane of collectives
+ROWS, LINE, CHARACTER = 7, 13, 5.6  # of labels under a lane of collectives
 TOLD = 0.012  # collectives that take less of the iteration are listed only
 
 
@@ -91,14 +91,14 @@ def _box(event: Event, scale: float, top: float, end: float) -> str:
 def _labels(events: Sequence[Event], scale: float, top: float) -> tuple[str, int]:
     """Labels under a lane, each in the first row where it covers no other; SVG, and the rows in use.
 
-    From right to left, so that no line down to a label crosses another label.
+    From right to left, and above no line that goes down to a lower row.
     """
     starts, drawn, used = [WIDTH + 1.0] * ROWS, [], 0
     for event in sorted(events, key=lambda event: -event.start):
         x, text = NAMES + event.start * scale, short(event)
         wide = CHARACTER * len(text) + 8
         left = min(x, WIDTH - wide)
-        row = next((row for row in range(ROWS) if left + wide <= starts[row]), None)
+        row = next((row for row in range(ROWS) if left + wide <= min(starts[row:])), None)
         if row is None:
             continue
         starts[row], used = min(left, x), max(used, row + 1)
