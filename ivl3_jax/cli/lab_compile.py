@@ -18,7 +18,7 @@ class CompileQuestion(Question):
 
     Attributes:
         text: a file for the scheduled module, in HLO.
-        json: a file for the figures.
+        json: a file for the figures and the collectives, which `ivl3 lab compare` reads.
     """
 
     text: Path | None = None
@@ -29,8 +29,8 @@ def run(argv: list[str]) -> int:
     """Prints what is found; 1 where the step does not fit."""
     summary, example = HELP.strip().splitlines()
     question = parse(CompileQuestion, argv, prog="ivl3 lab compile", description=summary, example=example)
+    from ivl3_jax.lab.answer import as_json
     from ivl3_jax.lab.prediction import compile_case, predict
-    from ivl3_jax.lab.prediction import summary as in_brief
     from ivl3_jax.lab.telling import tell
 
     case = question.asked()
@@ -39,5 +39,5 @@ def run(argv: list[str]) -> int:
     if question.text:
         question.text.write_text(found.compiled.text, encoding="utf-8")
     if question.json:
-        question.json.write_text(json.dumps(in_brief(found), indent=1) + "\n", encoding="utf-8")
+        question.json.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
     return 0 if found.fits else 1

@@ -1,5 +1,6 @@
 """The collectives of a compiled step: which, over which axes, how often, how much, and how long a torus takes."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Collective:
         bytes: of one execution on a device: of the result, and of the operand of reductions.
         asynchronous: whether compute goes on beside it. scope: where in the traced program it comes from.
         seconds: of one execution, alone on its links.
+        place: `scope` in words, see `lab.places`.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Collective:
     asynchronous: bool
     scope: str
     seconds: float
+    place: str = ""
 
 
 def kind_of(instruction: Instruction) -> str | None:
@@ -144,15 +147,9 @@ def message(instruction: Instruction, kind: str) -> int:
 
 
 def table(found: Iterable[Collective]) -> list[Collective]:
-    """The same with executions of one kind, axes, size, manner and scope together; most bytes first."""
-    counts: Counter[tuple] = Counter()
-    seconds: dict[tuple, float] = {}
+    """The same with executions of one kind, axes, size, manner and place together; most bytes first."""
+    counts: Counter[Collective] = Counter()
     for each in found:
-        key = (each.kind, each.axes, each.bytes, each.asynchronous, each.scope)
-        counts[key] += each.count  # type: ignore[assignment]
-        seconds[key] = each.seconds
-    rows = [
-        Collective(kind, axes, count, size, asynchronous, scope, seconds[kind, axes, size, asynchronous, scope])
-        for (kind, axes, size, asynchronous, scope), count in counts.items()
-    ]
+        counts[dataclasses.replace(each, count=0)] += each.count  # type: ignore[assignment]
+    rows = [dataclasses.replace(each, count=count) for each, count in counts.items()]
     return sorted(rows, key=lambda each: -each.count * each.bytes)

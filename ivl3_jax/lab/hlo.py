@@ -1,12 +1,14 @@
 """A reader of scheduled HLO text, as `compiled.as_text()` of XLA:TPU writes it, into dataclasses."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
 import numpy as np
+
+from ivl3_jax.lab.frames import frames
 
 # Bits of an element.
 BITS = {
@@ -116,6 +118,11 @@ class Instruction:
         return self.attribute(r'op_name="([^"]*)"') or ""
 
     @cached_property
+    def frame(self) -> int:
+        """The number of its stack frame, 0 without one."""
+        return int(self.attribute(r"stack_frame_id=(\d+)") or 0)
+
+    @cached_property
     def channel(self) -> str:
         """What pieces of one collective have in common."""
         return self.attribute(r"channel_id=(\d+)") or self.name
@@ -150,10 +157,11 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A scheduled module."""
+    """A scheduled module; `frames` as in `lab.frames`."""
 
     computations: dict[str, Computation] = field(repr=False)
     entry: Computation = field(repr=False)
+    frames: Mapping[int, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, text: str) -> "Module":
@@ -170,7 +178,7 @@ class Module:
             entry = computations[name] if is_entry else entry
         if entry is None:
             raise ValueError("the module has no ENTRY computation")
-        return cls(computations, entry)
+        return cls(computations, entry, frames(text))
 
     def trips(self, loop: Instruction) -> int | None:
         """How often a `while` runs its body: from its annotation, or from a counter that is compared to a constant.

@@ -13,6 +13,7 @@ from ivl3_jax.chips import Chip
 from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.collectives import Collective, Network, inside, kind_of, message, table
 from ivl3_jax.lab.hlo import HOST, Computation, Instruction, Module
+from ivl3_jax.lab.places import place
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.lab.work import FREE, operations, traffic
 
@@ -22,18 +23,30 @@ KernelSeconds = Callable[[str, Sequence[Array], Sequence[Array]], float | None]
 COMPUTE, ICI, DMA, HOST_LANE, DCN = "compute", "ici", "dma", "host", "dcn"
 SMALL = 64  # bytes: flags and indices beside what is moved
 MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
+AND_OTHERS = ", and others"  # a collective that the compiler has made of several has the place of one
+DEPTH = 8  # instructions that are followed back to one that has a name
 PRODUCT = 0.05  # the part of an instruction's time from which its products make it one of them
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a lane does: name, beginning and length in seconds of the iteration, lane, where it comes from."""
+    """What a lane does.
+
+    Attributes:
+        name: of the instruction. start: in seconds from the iteration's beginning. seconds: how long. lane: on which.
+        scope: where in the traced program it comes from. place: that in words.
+        kind: a part as in `Timeline.parts`, or a collective's kind. axes, bytes: of a collective.
+    """
 
     name: str
     start: float
     seconds: float
     lane: str
     scope: str
+    place: str = ""
+    kind: str = ""
+    axes: tuple[str, ...] = ()
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,14 +145,15 @@ class _Walker:
         self.loops: list[Loop] = []
         self.events: list[Event] | None = None  # of the iteration that is being drawn
         self.begun = 0.0
+        self.loop = ""  # the scope of the loop that is walked
         self.warnings: list[str] = []
 
     def run(self, computation: Computation, weight: float) -> None:
         """Walks a computation; `weight` is how often it stands for."""
-        self.weight = weight
+        self.computation = computation
         pieces = self._pieces(computation)
         for instruction in computation.instructions:
-            self.weight = weight
+            self.weight, self.computation = weight, computation
             opcode = instruction.opcode
             if opcode in FREE or opcode in ("partition-id", "replica-id", "iota"):
                 continue
@@ -169,13 +183,33 @@ class _Walker:
             self.now = until
 
     def _spend(self, seconds: float, part: str, instruction: Instruction, lane: str = COMPUTE) -> None:
-        self._draw(instruction.name, self.now, seconds, lane, instruction)
+        self._draw(self.now, seconds, lane, instruction, part)
         self.parts[part] += seconds * self.weight
         self.now += seconds
 
-    def _draw(self, name: str, start: float, seconds: float, lane: str, instruction: Instruction) -> None:
+    def _draw(
+        self,
+        start: float,
+        seconds: float,
+        lane: str,
+        instruction: Instruction,
+        kind: str,
+        axes: tuple[str, ...] = (),
+        size: int = 0,
+    ) -> None:
         if self.events is not None and seconds:
-            self.events.append(Event(name, start - self.begun, seconds, lane, instruction.op_name))
+            where = self._place(instruction, kind)
+            self.events.append(
+                Event(instruction.name, start - self.begun, seconds, lane, instruction.op_name, where, kind, axes, size)
+            )
+
+    def _place(self, instruction: Instruction, kind: str) -> str:
+        """Where an instruction comes from, in words; of one without a name, where what goes into it does."""
+        for _ in range(DEPTH):
+            if instruction.op_name.startswith("jit") or not instruction.operands:
+                break
+            instruction = self.computation.by_name.get(instruction.operands[0], instruction)
+        return place(instruction.op_name, self.module.frames.get(instruction.frame, ()), kind, self.loop)
 
     def _compute(self, computation: Computation, instruction: Instruction) -> None:
         if not any(shape.dims for shape in instruction.shapes):
@@ -204,6 +238,11 @@ class _Walker:
         if not trips:
             return
         body = self.module.computations[instruction.attribute(r"body=%?([\w.\-<>]+)") or ""]
+        around, self.loop = self.loop, instruction.op_name
+        self._iterate(instruction, body, trips, weight)
+        self.loop = around
+
+    def _iterate(self, instruction: Instruction, body: Computation, trips: int, weight: float) -> None:
         self.run(body, weight)
         if trips == 1:
             return
@@ -221,14 +260,17 @@ class _Walker:
     def _collective(self, instruction: Instruction) -> None:
         asynchronous = instruction.opcode.endswith("-start")
         kind = kind_of(instruction) or ""
-        done = self._launch(instruction, kind, asynchronous, self.now, instruction.op_name)
+        done = self._launch(instruction, kind, asynchronous, self.now, instruction)
         if asynchronous:
             self.flight[instruction.name] = done
         else:
             self.wait(done, "exposed communication")
 
-    def _launch(self, instruction: Instruction, kind: str, asynchronous: bool, earliest: float, scope: str) -> float:
-        """Puts a collective on its links; returns when it is done."""
+    def _launch(
+        self, instruction: Instruction, kind: str, asynchronous: bool, earliest: float, outer: Instruction
+    ) -> float:
+        """Puts a collective, which `outer` is or carries, on its links; returns when it is done."""
+        named = instruction if instruction.op_name else outer
         seconds = self.network.seconds(instruction, kind)
         links: tuple[Hashable, ...] = self.network.links(instruction)
         span = self.network.span(instruction)
@@ -237,11 +279,13 @@ class _Walker:
         start = max([earliest, *(self.lanes.get(link, 0.0) for link in links)])
         self.lanes.update(dict.fromkeys(links, start + seconds))
         self.busy[lane] += seconds * self.weight
-        self._draw(instruction.name, start, seconds, lane, instruction)
-        axes = self.network.axes(instruction)
+        axes, size = self.network.axes(instruction), message(instruction, kind)
+        self._draw(start, seconds, lane, named, kind, axes, size)
         if axes:
-            size = message(instruction, kind)
-            self.collectives.append(Collective(kind, axes, self.weight, size, asynchronous, scope, seconds))
+            where = self._place(named, kind) + (AND_OTHERS if len(instruction.operands) > 1 else "")
+            self.collectives.append(
+                Collective(kind, axes, self.weight, size, asynchronous, named.op_name, seconds, where)
+            )
         return start + seconds
 
     def _transfer(self, instruction: Instruction) -> None:
@@ -261,7 +305,7 @@ class _Walker:
             found = inside(self.module, instruction)
             done = self.now
             for each in found:
-                done = max(done, self._launch(each, kind_of(each) or "", True, self.now, instruction.op_name))
+                done = max(done, self._launch(each, kind_of(each) or "", True, self.now, instruction))
             self.flight[instruction.name] = done
             return
         shapes = [shape for shape in instruction.shapes if shape.bytes > SMALL]
@@ -279,7 +323,7 @@ class _Walker:
         start = max(self.now, self.lanes.get(key, 0.0))
         self.lanes[key] = self.flight[instruction.name] = start + seconds
         self.busy[lane] += seconds * self.weight
-        self._draw(instruction.name, start, seconds, lane, instruction)
+        self._draw(start, seconds, lane, instruction, "memory moves" if lane != DCN else "send")
 
     def _done(self, instruction: Instruction) -> None:
         moved = instruction.opcode.removesuffix("-done") in MOVES
@@ -315,8 +359,6 @@ class _Walker:
             if each.channel not in self.flight:
                 scattered = "scatter" in instruction.called[0] and kind_of(each) == "all-reduce"
                 kind = "reduce-scatter" if scattered else kind_of(each) or ""
-                self.flight[each.channel] = self._launch(
-                    each, kind, count[each.channel] > 1, began, each.op_name or instruction.op_name
-                )
+                self.flight[each.channel] = self._launch(each, kind, count[each.channel] > 1, began, instruction)
             if last[each.channel] is instruction:
                 self.wait(self.flight.pop(each.channel), "exposed communication")

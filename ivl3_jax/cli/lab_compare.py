@@ -1,0 +1,82 @@
+"""`ivl3 lab compare`: two plans, or two saved answers, side by side."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ivl3_jax.cli import UsageError
+from ivl3_jax.cli.arguments import parse
+from ivl3_jax.cli.lab_cases import Question
+
+if TYPE_CHECKING:
+    from ivl3_jax.lab.answer import Answer
+
+HELP = """Shows what changes between two plans (names, YAML files, or what `ivl3 lab compile --json` wrote), and why.
+ivl3 lab compare fsdp_tensor sequence --mesh '{tensor: 4}' --model 8b --topology v5e:16x16 --tokens 8192
+"""
+
+
+@dataclass(frozen=True)
+class CompareQuestion(Question):
+    """A model's train step on a slice, under two plans.
+
+    Attributes:
+        mesh_b: sizes of the second plan's axes; null is those of `mesh`.
+        rows_per_chip_b: of the second; null is `rows_per_chip`.
+        topology_b: of the second; null is `topology`.
+    """
+
+    mesh_b: Mapping[str, int] | None = None
+    rows_per_chip_b: float | None = None
+    topology_b: str | None = None
+
+    def first(self, plan: str) -> Question:
+        """The question about A."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
+        return Question(**(shared | {"plan": plan}))
+
+    def second(self, plan: str) -> Question:
+        """The question about B."""
+        return dataclasses.replace(
+            self.first(plan),
+            mesh=self.mesh if self.mesh_b is None else self.mesh_b,
+            rows_per_chip=self.rows_per_chip if self.rows_per_chip_b is None else self.rows_per_chip_b,
+            topology=self.topology if self.topology_b is None else self.topology_b,
+        )
+
+
+def run(argv: list[str]) -> int:
+    """Prints the comparison; 0 whatever it says."""
+    summary, example = HELP.strip().splitlines()
+    options = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    sides, rest = argv[:options], argv[options:]
+    saved = [side.endswith(".json") for side in sides]
+    asks = not sides or not all(saved)
+    if asks and ("-h" in rest or "--help" in rest):
+        parse(CompareQuestion, ["--help"], prog="ivl3 lab compare A B", description=summary, example=example)
+    if len(sides) != 2:
+        raise UsageError(f"ivl3 lab compare takes two plans or files before its options, A and B; {len(sides)} given")
+    if any(word.partition("=")[0] == "--plan" for word in rest):
+        raise UsageError("option --plan: the two plans are given as A and B, before the options")
+    if not asks and rest:
+        raise UsageError(f"{rest[0]}: options are for plans that are compiled; {sides[0]} and {sides[1]} are files")
+    question = None
+    if asks:
+        question = parse(CompareQuestion, rest, prog="ivl3 lab compare", description=summary, example=example)
+    from ivl3_jax.lab.answer import Answer
+    from ivl3_jax.lab.comparison import compare
+
+    answers = []
+    for side, known, of in zip(sides, saved, (CompareQuestion.first, CompareQuestion.second), strict=True):
+        answers.append(Answer.read(side) if known or question is None else _compiled(of(question, side)))
+    print(compare(answers[0], answers[1], (sides[0], sides[1])))
+    return 0
+
+
+def _compiled(question: Question) -> "Answer":
+    from ivl3_jax.lab.answer import Answer
+    from ivl3_jax.lab.prediction import compile_case, predict
+
+    case = question.asked()
+    return Answer.of(predict(case, question.store().compiled(case, compile_case), question.constants()))

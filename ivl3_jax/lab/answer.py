@@ -1,0 +1,88 @@
+"""A prediction as a file: everything that a comparison needs, in JSON."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ivl3_jax.lab.collectives import KINDS, Collective
+from ivl3_jax.lab.prediction import Prediction, summary
+
+FIELDS = ("case", "memory", "collectives", "versions", "parts", "step_seconds")
+WRITTEN_BY = "it must be a file that `ivl3 lab compile --json` writes"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A saved prediction.
+
+    Attributes:
+        figures: as `prediction.summary` has them, with `memory`, bytes of a chip by kind, {} where the compiler gave
+            up. case: as `Case.facts` has it. versions: of what compiled it. collectives: of a step.
+    """
+
+    figures: Mapping[str, Any]
+    case: Mapping[str, Any]
+    versions: Mapping[str, str]
+    collectives: tuple[Collective, ...]
+
+    @property
+    def memory(self) -> dict[str, float]:
+        return self.figures["memory"]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return self.figures["parts"]
+
+    @classmethod
+    def of(cls, found: Prediction) -> "Answer":
+        """A prediction that was just made."""
+        return cls._from(json.loads(json.dumps(as_json(found))))
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Answer":
+        """One from a file.
+
+        Raises:
+            OSError: it cannot be read. ValueError: it holds something else.
+        """
+        try:
+            found = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is not valid JSON ({error}); {WRITTEN_BY}") from None
+        if not isinstance(found, dict) or (missing := [name for name in FIELDS if name not in found]):
+            lacks = f"lacks {', '.join(missing)}" if isinstance(found, dict) else "holds no table"
+            raise ValueError(f"{file} {lacks}; {WRITTEN_BY}")
+        try:
+            return cls._from(found)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file}: {type(error).__name__}: {error}; {WRITTEN_BY}") from None
+
+    @classmethod
+    def _from(cls, found: Mapping[str, Any]) -> "Answer":
+        collectives = tuple(Collective(**{**each, "axes": tuple(each["axes"])}) for each in found["collectives"])
+        for each in collectives:
+            if each.kind not in KINDS or not each.axes:
+                raise ValueError(f"a collective is {each.kind!r} over {list(each.axes)}")
+        figures = {name: value for name, value in found.items() if name not in ("case", "versions", "collectives")}
+        for name in ("memory", "parts"):
+            if any(not isinstance(amount, int | float) for amount in figures[name].values()):
+                raise ValueError(f"{name} holds something else than numbers")
+        if not isinstance(found["case"]["plan"], dict):
+            raise ValueError("case.plan is no table")
+        return cls(figures, found["case"], found["versions"], collectives)
+
+
+def as_json(found: Prediction) -> dict[str, Any]:
+    """A prediction in JSON's types: its summary, memory by kind, the case, versions, and the collectives."""
+    memory, timeline = found.compiled.memory, found.timeline
+    return {
+        **summary(found),
+        "memory": {} if memory is None else dataclasses.asdict(memory),
+        "case": found.case.facts(),
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+        "collectives": [] if timeline is None else [dataclasses.asdict(each) for each in timeline.collectives],
+    }
