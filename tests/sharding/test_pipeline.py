@@ -191,8 +191,8 @@ def test_taps_are_refused():
 
 
 def mixed_batch():
-    """Eight rows of 48 positions: two segments with images and padding, and one of each other kind."""
-    batch = random_batch(8, [(20, 1), (17, 1)], length=48, tiles=2)
+    """Sixteen rows of 48 positions: two segments with images, some text alone, some little but padding."""
+    batch = random_batch(16, [(20, 1), (17, 1)], length=48, tiles=2)
     for row in (1, 6):  # text alone
         batch.visual_index[row] = -1
         batch.tokens[row, :37] = np.random.default_rng(row).integers(0, 300, 37)
@@ -213,7 +213,7 @@ def one_device():
         ({"stage": 2, "fsdp": 2, "tensor": 2}, {"microbatches": 4, "repeats": 2}, "dots"),
         *(
             pytest.param(mesh, fields, remat, marks=pytest.mark.long)
-            for mesh, more in (({"stage": 2, "fsdp": 2, "tensor": 2}, 4), ({"stage": 4, "fsdp": 2}, 4))
+            for mesh, more in (({"stage": 2, "fsdp": 2, "tensor": 2}, 4), ({"stage": 4, "fsdp": 2}, 8))
             for fields in ({}, {"repeats": 2}, {"microbatches": more})
             for remat in ("none", "full")
         ),
@@ -223,7 +223,18 @@ def one_device():
     ids=str,
 )
 def test_everything_equals_one_device(mesh, fields, remat):
-    sharded, expected = computed(plan_of(mesh, remat, **fields), mixed_batch(), CONFIG), one_device()
+    same(plan_of(mesh, remat, **fields))
+
+
+@pytest.mark.long
+def test_positions_may_be_sharded_within_a_stage():
+    plan = plan_of({"stage": 2, "context": 2, "tensor": 2}, microbatches=4)
+    table = plan.decoder.activations | {"sequence": ("context",), "residual": ("context", "tensor")}
+    same(dataclasses.replace(plan, decoder=dataclasses.replace(plan.decoder, activations=table)))
+
+
+def same(plan):
+    sharded, expected = computed(plan, mixed_batch(), CONFIG), one_device()
     filled = mixed_batch().segment_ids > 0
     for path, value in expected["fresh"].items():
         np.testing.assert_array_equal(sharded["fresh"][path], value, err_msg=path)
