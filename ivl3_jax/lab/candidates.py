@@ -64,7 +64,7 @@ def _meshes(base: ShardingPlan, topology: Topology) -> Iterator[ShardingPlan]:
         "tensor": TENSOR if base.mesh.keys() <= {"fsdp", "tensor"} else (1, *TENSOR),
         "context": CONTEXT,
         "stage": STAGES,
-        "data": (2, 4) if topology.slices == 1 else (topology.slices,),
+        "data": (2, 4, 8) if topology.slices == 1 else (topology.slices,),
     }
     meshes: list[dict[str, int]] = [{}]
     for axis, sizes in choices.items():
@@ -123,9 +123,24 @@ def ranked(
             rejected.append((case.name, told))
             continue
         found.append((case, guess))
-    found.sort(key=lambda each: each[1].seconds / each[0].tokens)
+    found = _mixed(sorted(found, key=lambda each: each[1].seconds / each[0].tokens))
     rejected += [
         (case.name, f"{case.tokens / guess.seconds / case.topology.chips:,.0f} tokens/s a chip by the roofline")
         for case, guess in found[most:]
     ]
     return found[:most], rejected
+
+
+def _mixed(found: list[tuple[Case, Estimate]]) -> list[tuple[Case, Estimate]]:
+    """First the best of every mesh and way of sharding, then the second best of each, and so on.
+
+    Guesses for what differs in remat and rows alone are closer to each other than to the truth.
+    """
+    places: dict[tuple, int] = {}
+    order = []
+    for case, guess in found:
+        plan = case.plan
+        kind = plan.name.partition(",")[0], plan.mesh_shape, plan.context, plan.pipeline
+        places[kind] = places.get(kind, 0) + 1
+        order.append((places[kind], guess.seconds / case.tokens, len(order)))
+    return [found[number] for _, _, number in sorted(order)]

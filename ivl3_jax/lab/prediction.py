@@ -4,16 +4,19 @@ No TPU takes part: every figure follows from the text of the compiled module and
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.compile import Compiled, compile_step
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.kernel_time import kernel_seconds
 from ivl3_jax.lab.timeline import Timeline, walk
-from ivl3_jax.models.model import abstract_model
+from ivl3_jax.models.model import Params, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.flops import StepFlops
 
 
@@ -86,16 +89,24 @@ def operations(case: Case) -> float:
 
     Every position that is no visual token is taken to be trained on.
     """
-    alone = ShardingPlan()
-    _, params = abstract_model(case.config, alone, alone.make_mesh())
     rows, tokens, tiles = case.batch.rows, case.batch.tokens, case.batch.tiles
     document = tokens / case.documents
-    return StepFlops(case.config, params, case.train.components)(
+    return _step_flops(case.config, case.train)(
         positions=rows * tokens,
         tokens=rows * max(0, tokens - tiles * case.config.tile_tokens),
         attended=rows * case.documents * document * (document + 1) / 2,
         tiles=rows * tiles,
     )
+
+
+@cache
+def _shapes(config: InternVLConfig) -> Params:
+    alone = ShardingPlan()
+    return abstract_model(config, alone, alone.make_mesh())[1]
+
+
+def _step_flops(config: InternVLConfig, train: TrainConfig) -> StepFlops:
+    return StepFlops(config, _shapes(config), train.components)
 
 
 def summary(prediction: Prediction) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.prediction import operations
+from ivl3_jax.lab.topology import PlacedMesh, Span, Topology
 from ivl3_jax.models.internvl import InternVL
+from ivl3_jax.sharding.axes import MESH_AXES
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.remat import ATTENTION, INPUT
 
@@ -67,20 +69,25 @@ def estimate(case: Case, calibration: Calibration | None = None) -> Estimate:
     return _Guess(case, calibration or Calibration()).estimate()
 
 
+@cache
+def _placed(topology: Topology, shape: tuple[int, ...]) -> PlacedMesh:
+    return topology.make_mesh(ShardingPlan(mesh=dict(zip(MESH_AXES, shape, strict=True))))
+
+
+@cache
+def _span(topology: Topology, shape: tuple[int, ...], axis: str) -> Span:
+    return _placed(topology, shape).axis(axis)
+
+
 class _Guess:
     def __init__(self, case: Case, calibration: Calibration) -> None:
         self.case, self.plan = case, case.plan.for_heads(case.config.decoder.kv_heads)
         self.chip, self.constants = case.topology.chip, calibration
-        self.placed = case.topology.make_mesh(case.plan)
         rules = self.plan.decoder
         self.rows = rules.activations.get("batch", ())
         self.tensor = rules.activations.get("heads", ())
         self.context = rules.activations.get("sequence", ())
         self.local_tokens = case.tokens / self.plan.size(self.rows) / self.plan.size(self.context)
-        self.recomputes = "decoder" in case.plan.remat and not set(case.plan.remat_of("decoder").save or ()) & {
-            "q",
-            "up",
-        }
 
     def estimate(self) -> Estimate:
         compute = self._compute()
@@ -100,10 +107,7 @@ class _Guess:
         needed = operations(self.case) / self.case.topology.chips
         vision = self._share_of_vision() * needed
         decoder = needed - vision
-        again = {"vision": 4 / 3, "decoder": 4 / 3}
-        for component in again:
-            if not self._recomputes(component):
-                again[component] = 1.0
+        again = {component: 1 + self._again(component) / 3 for component in ("vision", "decoder")}
         rules = self.plan.vision.activations
         spread = self.plan.size(rules.get("tiles", ())) * self.plan.size(rules.get("mlp", ()))
         alike = self.case.topology.chips / spread
@@ -120,8 +124,33 @@ class _Guess:
         return vision / (vision + size["decoder"] * batch.tokens)
 
     def _recomputes(self, component: str) -> bool:
+        return self._again(component) > 0
+
+    def _again(self, component: str) -> float:
+        """The part of a forward pass that the backward pass repeats: what it needs and does not find."""
         kept = self.case.plan.remat_of(component)
-        return kept.save is not None and not {"up", "down"} & {*kept.save, *kept.offload}
+        if kept.save is None:
+            return 0.0
+        sizes = self._products(component)
+        # What `down` gives is needed by nobody: the next layer's input is saved.
+        missing = set(sizes) - {"down", *kept.save, *kept.offload}
+        return sum(sizes[name] for name in missing) / sum(sizes.values())
+
+    def _products(self, component: str) -> dict[str, float]:
+        """Multiply-adds of a position in a layer, by what they give."""
+        if component == "vision":
+            vision = self.case.config.vision
+            width = float(vision.width)
+            linear = dict.fromkeys(("q", "k", "v", "out"), width**2) | dict.fromkeys(("up", "down"), width * vision.mlp)
+            return linear | {ATTENTION: 2 * width * vision.positions}
+        decoder, row = self.case.config.decoder, self.case.batch.tokens / self.case.documents
+        heads, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+        return {
+            **dict.fromkeys(("q", "out"), float(decoder.width * heads)),
+            **dict.fromkeys(("k", "v"), float(decoder.width * kv)),
+            **dict.fromkeys(("gate", "up", "down"), float(decoder.width * decoder.mlp)),
+            ATTENTION: heads * row,
+        }
 
     def _bubble(self) -> float:
         """Of the compute; the first and the last iterations of a pipeline leave stages idle."""
@@ -176,7 +205,7 @@ class _Guess:
             return 0.0
         lanes, slices = 0, 1
         for axis in axes:
-            span = self.placed.axis(axis)
+            span = _span(self.case.topology, self.plan.mesh_shape, axis)
             lanes += sum(2 if ring.closed else 1 for ring in span.rings)
             slices *= span.slices
         links = lanes * self.chip.link * 1e9 * self.constants.ici

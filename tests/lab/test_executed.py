@@ -22,6 +22,7 @@ MESHES = {
     "sequence": {"fsdp": 2, "tensor": 4},
     "context": {"fsdp": 2, "context": 2, "tensor": 2},
     "hybrid": {"data": 2, "fsdp": 4},
+    "fsdp_wide": {"data": 2, "fsdp": 4},
     "pipeline": {"stage": 2, "fsdp": 2, "tensor": 2},
 }
 SHIPPED = sorted(file.stem for file in PLAN_DIRECTORY.glob("*.yaml"))
