@@ -12,14 +12,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A model's train step on a slice.
+class StepQuestion:
+    """A model's train step on a slice, under whatever plan.
 
     Attributes:
         model: a published size, such as 8b, or a directory with a config.json.
         topology: chips, such as v5e:16x16 or v5p:8x8x16.
-        plan: a shipped sharding plan, or a YAML file.
-        mesh: sizes of the plan's axes; what is left of the chips goes to fsdp.
         slices: of that shape, joined by the data center's network; data takes them.
         rows_per_chip: rows of a step for each chip, may be a fraction; null is a row for each shard of rows.
         tokens: positions of a row, visual ones included.
@@ -33,8 +31,6 @@ class Question:
 
     model: str
     topology: str
-    plan: str = "fsdp"
-    mesh: Mapping[str, int] = field(default_factory=dict)
     slices: int = 1
     rows_per_chip: float | None = None
     tokens: int = 8192
@@ -52,6 +48,19 @@ class Question:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.tiles < 0:
             raise ValueError(f"tiles is {self.tiles}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class Question(StepQuestion):
+    """A model's train step on a slice.
+
+    Attributes:
+        plan: a shipped sharding plan, or a YAML file.
+        mesh: sizes of the plan's axes; what is left of the chips goes to fsdp.
+    """
+
+    plan: str = "fsdp"
+    mesh: Mapping[str, int] = field(default_factory=dict)
 
     def case(self) -> "Case":
         """The case that is asked about.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 STEP = "step"
 COMPONENTS = {"vision": "ViT", "projector": "projector", "decoder": "decoder"}
 
@@ -84,7 +85,7 @@ def _layers(scope: str) -> str:
 def _what(op_name: str, functions: Sequence[str], kind: str) -> str:
     operation = op_name.rpartition("/")[2]
     words = next((WORDS[name] for name in functions if name in WORDS), OPERATIONS.get(operation, operation))
-    if "reduce" in kind and direction(op_name) == "backward":
+    if kind in KINDS and direction(op_name) == "backward":
         return f"{words}, gradients"
     if kind == "all-gather" and functions and functions[0] in WEIGHTS:
         return f"{words}, weights"

@@ -34,7 +34,8 @@ EFFECTS = {
         "positions inside a block are no longer spread: keys and values need not cross these axes",
     ),
     "activations.residual": (
-        "the all-reduce after attention and MLP becomes a reduce-scatter, and an all-gather stands before the next",
+        "what attention and MLP give need only be scattered, a reduce-scatter for an all-reduce, unless the compiler "
+        "makes it one with a slice; and an all-gather stands before the next",
         "reduce-scatter and all-gather around attention and MLP become one all-reduce after each",
     ),
     "activations.heads": (
@@ -63,7 +64,16 @@ BEARS_ON = {
     "kv_heads": ("attention",),
     "head_dim": ("attention",),
     "mlp": ("MLP",),
-    "residual": ("attention's output", "MLP", "input of attention", "residual", "norm", "embedding", "visual tokens"),
+    "residual": (
+        "attention's output",
+        "MLP",
+        "input of attention",
+        "residual",
+        "norm",
+        "embedding",
+        "visual tokens",
+        "loss",
+    ),
     "sequence": ("inside attention", "rotary", "visual tokens", "norm", "loss"),
 }
 

@@ -21,7 +21,7 @@ STYLE = """
 .findings li.best { border-left-color: rgb(var(--learned)); }
 td.name, th.name { text-align: left; white-space: normal; min-width: 11rem; overflow-wrap: anywhere; }
 td.first { color: rgb(var(--learned)); font-weight: 600; }
-.ranks th:first-child { min-width: 2rem; width: 2rem; }
+.ranks th:first-child { min-width: 2rem; width: 2rem; white-space: nowrap; }
 .bars { display: grid; gap: .5rem; margin: .7rem 0; font-size: .85rem; }
 .stack { display: grid; grid-template-columns: minmax(9rem, 21rem) minmax(6rem, 1fr) minmax(9rem, 19rem);
   gap: .2rem .9rem; align-items: center; }
