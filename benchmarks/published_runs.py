@@ -1,13 +1,16 @@
 """The lab's prediction beside published TPU runs; no TPU takes part (extra tpu).
 
-    python benchmarks/published_runs.py [--texts FOLDER] [--only 16B,32B] [--calibration FILE] [--json FILE]
+    python benchmarks/published_runs.py [--texts FOLDER] [--only 16B,32B] [--calibration FILE | --fit] [--json FILE]
 
 Each run of `ivl3_jax/lab/published.py` is this project's decoder of that shape, slice, plan and remat: its step is
 compiled ahead of time, and its time predicted from the text. The constants were fitted on the runs that are marked so;
-the others are held out. A compile takes one to ten minutes; texts are kept in FOLDER and not compiled again.
+the others are held out. `--fit` fits them again: of `vectors` and `kernels` those with the least squares of the fitted
+runs' errors. A compile takes one to ten minutes; texts are kept in FOLDER and not compiled again.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import statistics
 from importlib.metadata import version
@@ -23,6 +26,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=Path(".cache/published_runs"), help="where modules are kept")
     parser.add_argument("--only", help="names of runs, with commas between")
     parser.add_argument("--calibration", type=Path, help="a YAML file of constants")
+    parser.add_argument("--fit", action="store_true", help="fits constants, and takes them")
     parser.add_argument("--json", type=Path, help="where the table goes as JSON")
     options = parser.parse_args()
     set_platform_defaults()
@@ -32,7 +36,11 @@ def main() -> None:
 
     calibration = Calibration.read(options.calibration) if options.calibration else Calibration()
     wanted = options.only.split(",") if options.only else [run.name for run in RUNS]
-    rows = [row(run, options.texts, calibration) for run in RUNS if run.name in wanted]
+    runs = [Compiled(run, options.texts) for run in RUNS if run.name in wanted]
+    if options.fit:
+        calibration = fitted([run for run in runs if run.run.fitted], calibration)
+        print(calibration)
+    rows = [row(run, calibration) for run in runs]
     print(f"{'run':6} {'slice':11} {'published':>9} {'predicted':>9} {'error':>7}  {'':8}  compute, communication")
     for each in rows:
         parts = {name: round(seconds, 2) for name, seconds in each["parts"].items()}
@@ -50,17 +58,42 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def row(run, texts: Path, calibration) -> dict:
-    """What is published of a run, what is predicted, and what compiling took."""
-    from ivl3_jax.lab.hlo import Module
-    from ivl3_jax.lab.kernel_time import kernel_seconds
-    from ivl3_jax.lab.timeline import walk
-    from ivl3_jax.lab.topology import Topology
+class Compiled:
+    """A run and its module."""
 
-    topology = Topology.read(run.topology)
-    placed = topology.make_mesh(run.plan)
-    text, facts = compiled(run, placed, texts)
-    found = walk(Module.read(text), placed, kernel_seconds(topology.chip.name, 1, calibration), calibration)
+    def __init__(self, run, texts: Path) -> None:
+        from ivl3_jax.lab.hlo import Module
+        from ivl3_jax.lab.topology import Topology
+
+        self.run, self.topology = run, Topology.read(run.topology)
+        self.placed = self.topology.make_mesh(run.plan)
+        text, self.facts = compiled(run, self.placed, texts)
+        self.module = Module.read(text)
+
+    def predicted(self, calibration):
+        from ivl3_jax.lab.kernel_time import kernel_seconds
+        from ivl3_jax.lab.timeline import walk
+
+        kernels = kernel_seconds(self.topology.chip.name, 1, calibration)
+        return walk(self.module, self.placed, kernels, calibration)
+
+    def error(self, calibration) -> float:
+        return self.predicted(calibration).seconds / self.run.seconds - 1
+
+
+def fitted(runs: list[Compiled], calibration):
+    """The constants with the least squares of errors, on a grid of steps of 0.05."""
+    grid = [n / 20 for n in range(8, 21)]
+    tried = [
+        dataclasses.replace(calibration, vectors=vectors, kernels=kernels)
+        for vectors, kernels in itertools.product(grid, grid)
+    ]
+    return min(tried, key=lambda each: sum(run.error(each) ** 2 for run in runs))
+
+
+def row(compiled: Compiled, calibration) -> dict:
+    """What is published of a run, what is predicted, and what compiling took."""
+    run, found = compiled.run, compiled.predicted(calibration)
     return {
         "run": run.name,
         "topology": run.topology,
@@ -74,7 +107,7 @@ def row(run, texts: Path, calibration) -> dict:
         "parts": found.parts,
         "busy": found.busy,
         "warnings": found.warnings,
-        **facts,
+        **compiled.facts,
     }
 
 

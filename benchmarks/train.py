@@ -237,7 +237,7 @@ def outside(setting: Setting, steps: int) -> None:
 
     def alone() -> float:
         model = setting.fresh()
-        place = Placement(model.plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1])
+        place = Placement(model.plan, model.mesh, *batch.tokens.shape)
         with jax.set_mesh(model.mesh):
             step = make_step(model.graphdef, model.params, objective_of(config), config, model.config.tile_tokens)
             state, placed, key = init_state(model.params, config), place(batch), jax.random.key(0)

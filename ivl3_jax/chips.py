@@ -69,7 +69,7 @@ class Chip:
 
 
 # From Google's documentation of Cloud TPU; what a link brings in one direction, and a chip's way to its host, from How
-# to Scale Your Model (jax-ml.github.io/scaling-book).
+# to Scale Your Model (jax-ml.github.io/scaling-book). v6e's way to its host is published nowhere and assumed.
 CHIPS = {
     chip.name: chip
     for chip in (

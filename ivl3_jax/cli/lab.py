@@ -8,7 +8,9 @@ ivl3 lab compile --model 8b --plan fsdp --topology v5e:16x16 --tokens 8192 --til
 
 SUBCOMMANDS = {
     "compile": "ivl3_jax.cli.lab_compile",
+    "search": "ivl3_jax.cli.lab_search",
     "compare": "ivl3_jax.cli.lab_compare",
+    "run": "ivl3_jax.cli.lab_run",
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.arguments import parse
-from ivl3_jax.cli.lab_cases import Question, StepQuestion
+from ivl3_jax.cli.lab_cases import Question, Setting
 
 if TYPE_CHECKING:
     from ivl3_jax.lab.answer import Answer
@@ -18,25 +18,27 @@ ivl3 lab compare fsdp_tensor sequence --mesh '{tensor: 4}' --model 8b --topology
 
 
 @dataclass(frozen=True)
-class CompareQuestion(StepQuestion):
+class CompareQuestion(Setting):
     """A model's train step on a slice, under two plans.
 
     Attributes:
         mesh: sizes of the plans' axes; what is left of the chips goes to fsdp.
         mesh_b: of the second plan's; null is `mesh`.
+        rows_per_chip: rows of a step for each chip, may be a fraction; null is a row for each shard of rows.
         rows_per_chip_b: of the second; null is `rows_per_chip`.
         topology_b: of the second; null is `topology`.
     """
 
     mesh: Mapping[str, int] = field(default_factory=dict)
     mesh_b: Mapping[str, int] | None = None
+    rows_per_chip: float | None = None
     rows_per_chip_b: float | None = None
     topology_b: str | None = None
 
     def first(self, plan: str) -> Question:
         """The question about A."""
-        shared = {each.name: getattr(self, each.name) for each in dataclasses.fields(StepQuestion)}
-        return Question(**shared, plan=plan, mesh=self.mesh)
+        shared = {each.name: getattr(self, each.name) for each in dataclasses.fields(Setting)}
+        return Question(**shared, plan=plan, mesh=self.mesh, rows_per_chip=self.rows_per_chip)
 
     def second(self, plan: str) -> Question:
         """The question about B."""
@@ -76,11 +78,7 @@ def run(argv: list[str]) -> int:
 
 def _compiled(question: Question) -> "Answer":
     from ivl3_jax.lab.answer import Answer
-    from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.prediction import compile_case, predict
-    from ivl3_jax.lab.store import Store, default_directory
 
-    case = question.case()
-    calibration = Calibration.read(question.calibration) if question.calibration else Calibration()
-    compiled = Store(question.cache or default_directory()).compiled(case, compile_case)
-    return Answer.of(predict(case, compiled, calibration))
+    case = question.asked()
+    return Answer.of(predict(case, question.store().compiled(case, compile_case), question.constants()))

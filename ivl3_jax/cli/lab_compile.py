@@ -30,15 +30,11 @@ def run(argv: list[str]) -> int:
     summary, example = HELP.strip().splitlines()
     question = parse(CompileQuestion, argv, prog="ivl3 lab compile", description=summary, example=example)
     from ivl3_jax.lab.answer import as_json
-    from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.prediction import compile_case, predict
-    from ivl3_jax.lab.store import Store, default_directory
     from ivl3_jax.lab.telling import tell
 
-    case = question.case()
-    calibration = Calibration.read(question.calibration) if question.calibration else Calibration()
-    store = Store(question.cache or default_directory())
-    found = predict(case, store.compiled(case, compile_case), calibration)
+    case = question.asked()
+    found = predict(case, question.store().compiled(case, compile_case), question.constants())
     print(tell(found))
     if question.text:
         question.text.write_text(found.compiled.text, encoding="utf-8")

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from ivl3_jax.kernels.oracle import NOTHING_SEEN
 from ivl3_jax.sharding.remat import ATTENTION
 
-MASKED = -1e30  # finite, so that masked scores never meet in inf - inf
+MASKED = NOTHING_SEEN  # finite, so that masked scores never meet in inf - inf
 CHUNK = 1536  # positions at most in a chunk of a bidirectional sequence: a whole ViT tile, where a cut saves nothing
 CAUSAL_CHUNK = 256  # small chunks stay in the cache and leave out more of the triangle that is not seen
 GROUP_BYTES = 1 << 22  # scores held at once when several units share one step
@@ -133,7 +134,20 @@ def attention(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(causal, q, k, v, q_segments, kv_segments, q_offset):
-    return _forward(causal, q, k, v, q_segments, kv_segments, q_offset)[0]
+    return _forward(causal, q, k, v, q_segments, kv_segments, q_offset)[0].astype(q.dtype)
+
+
+def partial_attention(q, k, v, q_segments, kv_segments, *, causal, q_offset):
+    """`oracle.partial_attention`."""
+    out, lse = _forward(causal, q, k, v, q_segments, kv_segments, q_offset)
+    lse = _Tiling.of(q.shape, k.shape, causal).join_q(lse[..., None])
+    return out, lse[..., 0].swapaxes(1, 2)
+
+
+def partial_gradients(q, k, v, q_segments, kv_segments, out, lse, d_out, *, causal, q_offset):
+    """`oracle.partial_gradients`."""
+    lse = _Tiling.of(q.shape, k.shape, causal).split_q(lse.swapaxes(1, 2)[..., None])[..., 0]
+    return _gradients(causal, q, k, v, q_segments, kv_segments, q_offset, out, lse, d_out)
 
 
 def _chunk_order(tiling: _Tiling, causal: bool, q_ids, kv_ids, q_offset) -> tuple[jax.Array, jax.Array]:
@@ -215,28 +229,35 @@ def _forward(causal, q, k, v, q_segments, kv_segments, q_offset):
             top, total, out = lax.fori_loop(0, count, kv_chunk, start)
             some = top > MASKED / 2
             out = out * jnp.where(some, 1 / total, 0)[..., None]
-            # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp(MASKED), exactly 0.
-            return out, jnp.where(some, top + jnp.log(total), 0)
+            return out, jnp.where(some, top + jnp.log(total), NOTHING_SEEN)
 
         return lax.map(q_chunk, (jnp.arange(tiling.q_chunks), q, q_ids, order, counts))
 
     split = tiling.split_q(q), tiling.split_kv(k), tiling.split_kv(v)
     out, lse = lax.map(step, (*split, q_ids, kv_ids, order, counts))
-    return tiling.join_q(out).astype(q.dtype), lse
+    return tiling.join_q(out), lse
 
 
 def _forward_saving(causal, q, k, v, q_segments, kv_segments, q_offset):
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(causal, q, k, v, q_segments, kv_segments, q_offset))
+    out, lse = _forward(causal, q, k, v, q_segments, kv_segments, q_offset)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in (out.astype(q.dtype), lse))
     return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
 
 
 def _backward(causal, saved, d_out):
     q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
+    d_q, d_k, d_v = _gradients(causal, q, k, v, q_segments, kv_segments, q_offset, out, lse, d_out)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+def _gradients(causal, q, k, v, q_segments, kv_segments, q_offset, out, lse, d_out):
     tiling = _Tiling.of(q.shape, k.shape, causal)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scale = q.shape[-1] ** -0.5
     q_ids, kv_ids = tiling.split_ids(q_segments, tiling.q), tiling.split_ids(kv_segments, tiling.kv)
     order, counts = _chunk_order(tiling, causal, q_ids, kv_ids, q_offset)
+    # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp(MASKED), exactly 0.
+    lse = jnp.where(lse > NOTHING_SEEN / 2, lse, 0)
 
     def step(operands):
         q, k, v, q_ids, kv_ids, order, counts, lse, out, d_out = operands
@@ -272,8 +293,7 @@ def _backward(causal, saved, d_out):
 
     split = tiling.split_q(q), tiling.split_kv(k), tiling.split_kv(v), q_ids, kv_ids, order, counts
     d_q, d_k, d_v = lax.map(step, (*split, lse, tiling.split_q(out), tiling.split_q(d_out)))
-    d_q, d_k, d_v = tiling.join_q(d_q), tiling.join_kv(d_k), tiling.join_kv(d_v)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+    return tiling.join_q(d_q), tiling.join_kv(d_k), tiling.join_kv(d_v)
 
 
 _attention.defvjp(_forward_saving, _backward)

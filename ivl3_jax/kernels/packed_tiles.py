@@ -67,6 +67,17 @@ class Tiles(NamedTuple):
             for bit, (i, j) in enumerate(every)
         ]
 
+    def cost(self, run: Run, q: jax.Array, k: jax.Array, products: int) -> pl.CostEstimate:
+        """The work of a kernel with so many products for each pair, at most: segments may make it less.
+
+        XLA's scheduler has to know it, or it lets what devices send one another wait until the kernel is done.
+        """
+        (B, S), L, (q_block, kv_block, *_) = q.shape[:2], k.shape[1], self.blocks
+        pairs = schedule.most_pairs(B, S // q_block, L // kv_block, self.blocks, run.causal, run.known_offset)
+        scores = pairs * q_block * kv_block * self.heads * self.steps
+        moved = 2 * q.size + 2 * pairs * kv_block * k.shape[2]
+        return pl.CostEstimate(2 * products * scores * self.head, scores, moved * q.dtype.itemsize)
+
     @property
     def q_spec(self) -> pl.BlockSpec:
         """Of [B, S, N * H]: the queries of a pair."""

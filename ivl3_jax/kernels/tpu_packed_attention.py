@@ -17,8 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
+from ivl3_jax.kernels.oracle import NOTHING_SEEN
 from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks, span
-from ivl3_jax.kernels.packed_tiles import Run, Tiles, together
+from ivl3_jax.kernels.packed_tiles import LOG2_E, Run, Tiles, together
 from ivl3_jax.kernels.tpu_packed_attention_backward import backward
 from ivl3_jax.kernels.tpu_packed_attention_forward import forward
 from ivl3_jax.sharding.remat import ATTENTION
@@ -59,8 +60,28 @@ def attention(
         raise ValueError(f"attention: {reason}")
     if q.size == 0 or k.size == 0:
         return jnp.zeros_like(q)
-    run = Run(causal, q_offset if isinstance(q_offset, int) else None, interpret)
-    return _attention(run, q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
+    return _attention(*_run(causal, q_offset, interpret), q, k, v, q_segments, kv_segments)
+
+
+def _run(causal: bool, q_offset: int | jax.Array, interpret) -> tuple[Run, jax.Array]:
+    known = q_offset if isinstance(q_offset, int) else None
+    return Run(causal, known, interpret), jnp.asarray(q_offset, jnp.int32)
+
+
+def partial_attention(q, k, v, q_segments, kv_segments, *, causal, q_offset, interpret=False):
+    """`oracle.partial_attention`."""
+    run, q_offset = _run(causal, q_offset, interpret)
+    out, lse = _forward(run, q_offset, q, k, v, q_segments, kv_segments, jnp.float32)
+    lse = jnp.where(lse > NOTHING_SEEN / 2, lse / LOG2_E, NOTHING_SEEN)
+    return out, lse.reshape(q.shape[0], q.shape[2], q.shape[1])
+
+
+def partial_gradients(q, k, v, q_segments, kv_segments, out, lse, d_out, *, causal, q_offset, interpret=False):
+    """`oracle.partial_gradients`; `out` and `d_out` in q's dtype."""
+    run, q_offset = _run(causal, q_offset, interpret)
+    tiles = _tiles(forward_blocks, q, k)
+    lse = (lse * LOG2_E).reshape(q.shape[0], tiles.steps, tiles.heads, q.shape[1])
+    return _gradients(run, q_offset, q, k, v, q_segments, kv_segments, out, lse, d_out, jnp.float32)
 
 
 def unsupported(q, k, q_segments, kv_segments, q_offset: int | jax.Array | None = 0) -> str | None:
@@ -109,17 +130,17 @@ def unsupported(q, k, q_segments, kv_segments, q_offset: int | jax.Array | None 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(run, q, k, v, q_segments, kv_segments, q_offset):
-    return _forward(run, q, k, v, q_segments, kv_segments, q_offset)[0]
+def _attention(run, q_offset, q, k, v, q_segments, kv_segments):
+    return _forward(run, q_offset, q, k, v, q_segments, kv_segments, q.dtype)[0]
 
 
-def _forward(run: Run, q, k, v, q_segments, kv_segments, q_offset):
+def _forward(run: Run, q_offset, q, k, v, q_segments, kv_segments, dtype):
     tiles = _tiles(forward_blocks, q, k)
     ids = _ids(tiles, q, k, q_segments, kv_segments)
     known = q_offset if run.known_offset is None else run.known_offset
     pairs = schedule.pairs(*ids, known, blocks=tiles.blocks, causal=run.causal)
     q_flat, k_flat, v_flat = _flat(q, tiles.blocks.q), _flat(k, tiles.blocks.kv), _flat(v, tiles.blocks.kv)
-    out, lse = forward(tiles, run, pairs, q_offset, q_flat, k_flat, v_flat, *ids)
+    out, lse = forward(tiles, run, pairs, q_offset, q_flat, k_flat, v_flat, *ids, dtype)
     return out[:, : q.shape[1]].reshape(q.shape), lse[..., : q.shape[1]]
 
 
@@ -140,18 +161,24 @@ def _flat(x: jax.Array, block: int) -> jax.Array:
     return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, -x.shape[1] % block), (0, 0)))
 
 
-def _forward_saving(run, q, k, v, q_segments, kv_segments, q_offset):
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(run, q, k, v, q_segments, kv_segments, q_offset))
-    return out, (q, k, v, q_segments, kv_segments, q_offset, out, lse)
+def _forward_saving(run, q_offset, q, k, v, q_segments, kv_segments):
+    out, lse = _forward(run, q_offset, q, k, v, q_segments, kv_segments, q.dtype)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in (out, lse))
+    return out, (q_offset, q, k, v, q_segments, kv_segments, out, lse)
 
 
 def _backward(run: Run, saved, d_out):
-    q, k, v, q_segments, kv_segments, q_offset, out, lse = saved
+    q_offset, q, k, v, q_segments, kv_segments, out, lse = saved
+    gradients = _gradients(run, q_offset, q, k, v, q_segments, kv_segments, out, lse, d_out, q.dtype)
+    return None, *gradients, None, None
+
+
+def _gradients(run: Run, q_offset, q, k, v, q_segments, kv_segments, out, lse, d_out, dtype):
     tiles = _tiles(backward_blocks, q, k)
     q_ids, kv_ids = _ids(tiles, q, k, q_segments, kv_segments)
     q_flat, out, d_out = (_flat(x, tiles.blocks.q) for x in (q, out, d_out))
     k_flat, v_flat = _flat(k, tiles.blocks.kv), _flat(v, tiles.blocks.kv)
-    lse = jnp.pad(lse, ((0, 0), (0, 0), (0, 0), (0, q_ids.shape[1] - lse.shape[-1])))
+    lse = jnp.pad(jnp.where(lse > NOTHING_SEEN / 2, lse, 0), (*((0, 0),) * 3, (0, q_ids.shape[1] - lse.shape[-1])))
     length = span(tiles)
     starts = range(0, kv_ids.shape[1], length)
     d_q, d_k, d_v = None, [], []
@@ -162,17 +189,14 @@ def _backward(run: Run, saved, d_out):
         pairs = schedule.pairs(q_ids, kv_ids[:, here], known, blocks=tiles.blocks, causal=run.causal)
         of_keys = k_flat[:, here], v_flat[:, here], q_ids, kv_ids[:, here]
         # A rounded share of several would be rounded again in the sum.
-        d_q_dtype = q.dtype if len(starts) == 1 else jnp.float32
-        share, d_k_here, d_v_here = backward(tiles, run, pairs, offset, q_flat, out, d_out, lse, *of_keys, d_q_dtype)
+        dtypes = dtype if len(starts) == 1 else jnp.float32, dtype
+        share, d_k_here, d_v_here = backward(tiles, run, pairs, offset, q_flat, out, d_out, lse, *of_keys, dtypes)
         # One share after the other, so that no more than two are held.
         d_q, q_flat = (share, q_flat) if d_q is None else lax.optimization_barrier((d_q + share, q_flat))
         d_k.append(d_k_here)
         d_v.append(d_v_here)
     gradients = d_q, jnp.concatenate(d_k, 1), jnp.concatenate(d_v, 1)
-    d_q, d_k, d_v = (
-        g[:, : x.shape[1]].reshape(x.shape).astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)
-    )
-    return d_q, d_k, d_v, None, None, None
+    return tuple(g[:, : x.shape[1]].reshape(x.shape).astype(dtype) for g, x in zip(gradients, (q, k, v), strict=True))
 
 
 _attention.defvjp(_forward_saving, _backward)

@@ -18,22 +18,22 @@ from ivl3_jax.kernels.packed_blocks import VMEM
 from ivl3_jax.kernels.packed_tiles import LOG2_E, Run, Tiles, ceiling, delta, product
 
 
-def backward(
-    tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, out, d_out, lse, k, v, q_ids, kv_ids, d_q_dtype
-):
+def backward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, out, d_out, lse, k, v, q_ids, kv_ids, dtypes):
     """The gradients of q, k and v.
 
     Args:
-        q, out, d_out: [B, S, N * H]. k, v: [B, L, K * H]. lse: as of `forward`.
+        q, out, d_out: [B, S, N * H]. k, v: [B, L, K * H]. lse: as of `forward`, 0 for a query that sees nothing: its
+            recomputed probabilities are then exp2(MASKED), exactly 0.
         q_ids, kv_ids: int32 [B, S] and [B, L], from `marked_ids`. q_offset: int32 scalar.
-        d_q_dtype: of the first gradient.
+        dtypes: of the gradient of q, and of those of k and v.
 
     Returns:
-        [B, S, N * H], and twice [B, L, K * H] in k's dtype.
+        [B, S, N * H], and twice [B, L, K * H].
     """
     L = k.shape[1]
     wide, kv_wide = tiles.heads * tiles.head, tiles.kv_heads * tiles.head
-    outputs = tuple(jax.ShapeDtypeStruct(x.shape, dtype) for x, dtype in ((q, d_q_dtype), (k, k.dtype), (v, v.dtype)))
+    of_q, of_kv = dtypes
+    outputs = tuple(jax.ShapeDtypeStruct(x.shape, dtype) for x, dtype in ((q, of_q), (k, of_kv), (v, of_kv)))
     closing = pl.BlockSpec(
         (None, tiles.blocks.kv, kv_wide),
         lambda h, p, queries, keys, closing, *_: (*schedule.row_and_block(closing[p]), h),
@@ -68,6 +68,7 @@ def backward(
         # A block in no pair is never written: its zeros are these.
         input_output_aliases={12: 0, 13: 1, 14: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
+        cost_estimate=tiles.cost(run, q, k, products=5),
         interpret=run.interpret,
         name="packed_attention_backward",
     )(

@@ -8,24 +8,25 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ivl3_jax.kernels import packed_schedule as schedule
+from ivl3_jax.kernels.oracle import NOTHING_SEEN
 from ivl3_jax.kernels.packed_blocks import VMEM
 from ivl3_jax.kernels.packed_tiles import LOG2_E, MASKED, Run, Tiles, ceiling, delta, product
 
 
-def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_ids, kv_ids):
+def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_ids, kv_ids, out_dtype):
     """The result and the log2 of its sums of powers of 2.
 
     Args:
         q: [B, S, N * H]. k, v: [B, L, K * H]. q_ids, kv_ids: int32 [B, S] and [B, L], from `marked_ids`.
-        q_offset: int32 scalar.
+        q_offset: int32 scalar. out_dtype: of the result.
 
     Returns:
-        [B, S, N * H] in q's dtype and float32 [B, steps, heads, S].
+        [B, S, N * H] and float32 [B, steps, heads, S], `NOTHING_SEEN` for a query that sees nothing.
     """
     B, S = q.shape[:2]
     statistics = jax.ShapeDtypeStruct((B, tiles.steps, tiles.heads, S), jnp.float32)
     wide = tiles.heads * tiles.head
-    outputs = (jax.ShapeDtypeStruct(q.shape, q.dtype), statistics)
+    outputs = (jax.ShapeDtypeStruct(q.shape, out_dtype), statistics)
     return pl.pallas_call(
         partial(_kernel, tiles, run.causal),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -49,9 +50,10 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
             ],
         ),
         out_shape=outputs,
-        # A query block in no pair is never written: its zeros are these.
+        # A query block in no pair is never written: what stands there is this.
         input_output_aliases={8: 0, 9: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
+        cost_estimate=tiles.cost(run, q, k, products=2),
         interpret=run.interpret,
         name="packed_attention_forward",
     )(
@@ -63,7 +65,8 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
         v,
         q_ids[:, None],
         kv_ids[:, None],
-        *(jnp.zeros(x.shape, x.dtype) for x in outputs),
+        jnp.zeros(q.shape, out_dtype),
+        jnp.full(statistics.shape, NOTHING_SEEN),
     )
 
 
@@ -120,8 +123,7 @@ def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, _
     def end_queries():
         some = top[...] > MASKED / 2
         inverse = jnp.where(some, 1 / total[...], 0)
-        # For a query that sees nothing 0 stands in: its recomputed probabilities are then exp2(MASKED), exactly 0.
-        lse[...] = jnp.where(some, top[...] + jnp.log2(total[...]), 0)
+        lse[...] = jnp.where(some, top[...] + jnp.log2(total[...]), NOTHING_SEEN)
         for n in range(tiles.heads):
             mine, _ = tiles.of_head(n)
             out_t[mine] = out_t[mine] * inverse[n : n + 1]

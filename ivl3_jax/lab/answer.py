@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.lab.collectives import KINDS, Collective
+from ivl3_jax.lab.collectives import KINDS, SEND, Collective
 from ivl3_jax.lab.prediction import Prediction, summary
 from ivl3_jax.lab.reasons import changes
 
@@ -67,7 +67,7 @@ class Answer:
     def _from(cls, found: Mapping[str, Any]) -> "Answer":
         collectives = tuple(Collective(**{**each, "axes": tuple(each["axes"])}) for each in found["collectives"])
         for each in collectives:
-            if each.kind not in KINDS or not each.axes:
+            if each.kind not in (*KINDS, SEND) or not each.axes:
                 raise ValueError(f"a collective is {each.kind!r} over {list(each.axes)}")
             _numbers(each.kind, [each.count, each.bytes, each.seconds])
         figures = {name: value for name, value in found.items() if name not in ("case", "versions", "collectives")}

@@ -14,6 +14,7 @@ from ivl3_jax.lab.places import KINDS
 from ivl3_jax.lab.topology import PlacedMesh, Span
 from ivl3_jax.sharding.axes import MESH_AXES
 
+SEND = "send"  # to another slice, through the hosts
 HOP = 1e-6  # seconds that a message takes to the neighbouring chip, about
 
 Link = tuple[int, int]  # dimension of the torus, direction
@@ -24,7 +25,7 @@ class Collective:
     """One collective of the program, all its executions.
 
     Attributes:
-        kind: in `KINDS`. axes: of the mesh. count: executions in a step.
+        kind: in `KINDS`, or `send` to another slice. axes: of the mesh. count: executions in a step.
         bytes: of one execution on a device: of the result, and of the operand of reductions.
         asynchronous: whether compute goes on beside it. scope: where in the traced program it comes from.
         seconds: of one execution, alone on its links.
@@ -82,6 +83,11 @@ class Network:
         differs = (where != where[:, :1]).any((0, 1))
         return tuple(axis for axis, differ in zip(MESH_AXES, differs, strict=True) if differ)
 
+    @property
+    def between_slices(self) -> tuple[str, ...]:
+        """Mesh axes that cross slices."""
+        return tuple(axis for axis in MESH_AXES if self.placed.axis(axis).slices > 1)
+
     def span(self, instruction: Instruction) -> Span:
         """What the first group covers; the others are alike."""
         return self._span(tuple(int(n) for n in self.groups(instruction)[0]))
@@ -118,9 +124,8 @@ class Network:
             rings = rings[: int(named)]
         lanes = sum(2 if ring.closed else 1 for ring in rings)
         chips = members // span.slices
-        passes = {"all-reduce": 2, "all-to-all": chips / 8}.get(
-            kind, 1
-        )  # half of an all-to-all crosses a ring's middle
+        # What all exchange with all goes a quarter of each ring far on average.
+        passes = {"all-reduce": 2, "all-to-all": sum(ring.chips for ring in rings) / 4}.get(kind, 1)
         seconds = HOP * sum(ring.chips // 2 if ring.closed else ring.chips for ring in rings)
         if lanes:
             seconds += passes * size * (chips - 1) / chips / (lanes * self.link)

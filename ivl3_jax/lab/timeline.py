@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ivl3_jax.chips import Chip
 from ivl3_jax.lab.calibration import Calibration
-from ivl3_jax.lab.collectives import Collective, Network, inside, kind_of, message, table
+from ivl3_jax.lab.collectives import SEND, Collective, Network, inside, kind_of, message, table
 from ivl3_jax.lab.hlo import HOST, Computation, Instruction, Module
 from ivl3_jax.lab.places import place
 from ivl3_jax.lab.topology import PlacedMesh
@@ -107,7 +107,7 @@ class Cost:
     def __init__(self, module: Module, chip: Chip, calibration: Calibration) -> None:
         self.module = module
         self.peak = chip.teraflops * 1e12
-        self.products = calibration.products
+        self.products, self.vectors = calibration.products, calibration.vectors
         self.hbm = chip.gigabytes * 1e9 * calibration.hbm
         self.clock = chip.ghz * 1e9
 
@@ -121,9 +121,9 @@ class Cost:
         bare = operations(self.module, computation, instruction) / self.peak
         moved = traffic(self.module, computation, instruction) / self.hbm
         if bare and bare > PRODUCT * estimate:
-            return "products", max(bare / self.products, estimate - bare, moved)
+            return "products", max(bare / self.products, self.vectors * (estimate - bare), moved)
         kind = "memory moves" if instruction.opcode in (*MOVES, "transpose", "concatenate", "pad") else "other compute"
-        return kind, estimate or moved
+        return kind, max(self.vectors * estimate, moved)
 
 
 class _Walker:
@@ -165,7 +165,7 @@ class _Walker:
             elif opcode.endswith(("-done", "-update")):
                 self._done(instruction)
             elif opcode in ("send", "recv"):
-                self._start_on(DCN, instruction, _bytes(instruction) / self.network.dcn, DCN)
+                self._transfer(instruction)
             elif kind_of(instruction):
                 self._collective(instruction)
             elif opcode.endswith("-start"):
@@ -288,6 +288,18 @@ class _Walker:
             )
         return start + seconds
 
+    def _transfer(self, instruction: Instruction) -> None:
+        """To or from another slice, each way a lane; where the hosts reduce, a ring's two passes over the slices."""
+        size = max((shape.bytes for shape in instruction.shapes), default=0)
+        slices = self.network.placed.topology.slices
+        passes = 2 * (slices - 1) / slices if "ALL_REDUCE" in instruction.attributes else 1.0
+        seconds = passes * size / self.network.dcn
+        self._start_on((DCN, instruction.opcode), instruction, seconds, DCN)
+        if instruction.opcode == "send":
+            between = self.network.between_slices
+            scope, where = instruction.op_name, self._place(instruction, SEND)
+            self.collectives.append(Collective(SEND, between, self.weight, size, True, scope, seconds, where))
+
     def _start(self, instruction: Instruction) -> None:
         """A move of memory, or an asynchronous call."""
         if instruction.opcode == "async-start":
@@ -312,7 +324,7 @@ class _Walker:
         start = max(self.now, self.lanes.get(key, 0.0))
         self.lanes[key] = self.flight[instruction.name] = start + seconds
         self.busy[lane] += seconds * self.weight
-        self._draw(start, seconds, lane, instruction, "memory moves" if lane != DCN else "send")
+        self._draw(start, seconds, lane, instruction, "memory moves" if lane != DCN else SEND)
 
     def _done(self, instruction: Instruction) -> None:
         moved = instruction.opcode.removesuffix("-done") in MOVES
@@ -351,7 +363,3 @@ class _Walker:
                 self.flight[each.channel] = self._launch(each, kind, count[each.channel] > 1, began, instruction)
             if last[each.channel] is instruction:
                 self.wait(self.flight.pop(each.channel), "exposed communication")
-
-
-def _bytes(instruction: Instruction) -> int:
-    return max((shape.bytes for shape in instruction.shapes), default=0)

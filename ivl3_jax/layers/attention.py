@@ -10,6 +10,7 @@ from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import normal
 from ivl3_jax.layers.rope import Rope, apply_rope
+from ivl3_jax.sharding.context import GATHER, Context
 from ivl3_jax.sharding.plan import Rules
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -19,7 +20,8 @@ class Attention(nnx.Module):
     """Multi-head attention, grouped-query where kv_heads < heads.
 
     `axes` are the logical names of the two leading dimensions: ("batch", "sequence") in the decoder,
-    ("tiles", "positions") in the ViT; `out_axes` those of the output.
+    ("tiles", "positions") in the ViT; `out_axes` those of the output. `context` says what is done where the second is
+    sharded.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Attention(nnx.Module):
         rules: Rules,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
+        context: Context = GATHER,
     ) -> None:
         self.axes, self.out_axes, self.causal, self.rules = axes, out_axes, causal, rules
+        self.context = context
         self.kv_axis = "heads" if kv_heads == heads else "kv_heads"
         shared = {"init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
         self.q = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, bias=qkv_bias, name="q", **shared)
@@ -68,11 +72,23 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: Rope | None = None, segment_ids: jax.Array | None = None
     ) -> tuple[jax.Array, KeysValues]:
-        """x [B, S, D] attends within itself; also returns its keys and values [B, S, K, H], for a cache."""
+        """x [B, S, D] attends within itself; also returns its keys and values [B, S, K, H], for a cache.
+
+        segment_ids: int32 [B, S], S whole.
+        """
         q, k, v = self.project(x, rope)
         layout = self.rules.activation(*self.axes, "heads", "head_dim")
-        kv_layout = self.rules.activation(self.axes[0], None, self.kv_axis, "head_dim")
-        y = attention(q, k, v, segment_ids=segment_ids, causal=self.causal, layout=layout, kv_layout=kv_layout)
+        kv_layout = self.rules.activation(*self.axes, self.kv_axis, "head_dim")
+        y = attention(
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            causal=self.causal,
+            layout=layout,
+            kv_layout=kv_layout,
+            context=self.context,
+        )
         return self.out(y, *self.out_axes), (k, v)
 
     def step(self, x: jax.Array, rope: Rope | None, cache: Cache, lengths: jax.Array) -> tuple[jax.Array, Cache]:

@@ -78,8 +78,11 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
     x = merged(x, leading, x.ndim)
     spec, out = jax.typeof(x).sharding.spec, PartitionSpec(*layout[: leading + 1])
-    kernel = reshard(kernel, PartitionSpec(in_use[0], in_use[n], reduced=mesh_axes(*spec[:leading])))
-    if PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
+    # Within a stage of a pipeline JAX knows no sums that are yet to be made.
+    explicit = jax.sharding.get_abstract_mesh().are_all_axes_explicit
+    rows = mesh_axes(*spec[:leading]) if explicit else set()
+    kernel = reshard(kernel, PartitionSpec(in_use[0], in_use[n], reduced=rows))
+    if not explicit or PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
         y = jnp.dot(x, kernel, out_sharding=out)
     else:  # the sum over the devices that share the inputs is scattered over positions
         partial = PartitionSpec(*spec[:leading], out[leading], unreduced=mesh_axes(spec[leading]))

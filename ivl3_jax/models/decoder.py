@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.config import DecoderConfig
 from ivl3_jax.kernels.decoding import Cache, new_cache
-from ivl3_jax.layers import stack
+from ivl3_jax.layers import pipeline, stack
 from ivl3_jax.layers.attention import Attention, KeysValues
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.mlp import SwiGLU
@@ -15,7 +15,9 @@ from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, padded, parameter
 from ivl3_jax.layers.rope import Rope, dynamic_inverse_frequencies, inverse_frequencies, rope_table
 from ivl3_jax.layers.taps import scope, tap
-from ivl3_jax.sharding.local import in_use, mesh_axes, on_shards
+from ivl3_jax.sharding.context import Context
+from ivl3_jax.sharding.local import APART, in_use, mesh_axes, on_shards
+from ivl3_jax.sharding.pipeline import Schedule
 from ivl3_jax.sharding.plan import Rules
 from ivl3_jax.sharding.remat import POLICIES, Remat
 
@@ -59,7 +61,9 @@ class Embedding(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
-    def __init__(self, config: DecoderConfig, *, rules: Rules, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: DecoderConfig, *, rules: Rules, context: Context, rngs: nnx.Rngs, dtype: jnp.dtype
+    ) -> None:
         self.rules = rules
         std, width = config.initializer_range, {"embed": config.width}
         shared = {"rules": rules, "rngs": rngs, "dtype": dtype}
@@ -76,6 +80,7 @@ class Block(nnx.Module):
             out_bias=config.out_bias,
             qk_norm_eps=None,
             std=std,
+            context=context,
             **shared,
         )
         self.norm2 = RMSNorm(width, config.norm_eps, **shared)
@@ -109,15 +114,23 @@ class Decoder(nnx.Module):
         vocab_rows: int,
         rules: Rules,
         remat: Remat = POLICIES["none"],
+        schedule: Schedule | None = None,
+        context: Context,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ) -> None:
-        """`vocab_rows` is the stored vocabulary, `config.vocab` or more: the sharding plan pads it."""
-        self.config, self.rules, self.remat = config, rules, remat
+        """`vocab_rows` is the stored vocabulary, `config.vocab` or more: the sharding plan pads it.
+
+        With a `schedule` the layers are a pipeline.
+        """
+        self.config, self.rules, self.remat, self.schedule = config, rules, remat, schedule
+        self.inner = inner = rules.without(*APART) if schedule else rules  # where a layer runs
         shared = {"rules": rules, "rngs": rngs, "dtype": dtype}
         init = normal(config.initializer_range)
         self.embed = Embedding(vocab_rows, config.width, init=padded(init, 0, config.vocab), **shared)
-        self.layers = stack.stack(lambda rngs: Block(config, rules=rules, rngs=rngs, dtype=dtype), config.layers, rngs)
+        self.layers = stack.stack(
+            lambda rngs: Block(config, rules=inner, context=context, rngs=rngs, dtype=dtype), config.layers, rngs
+        )
         self.norm = RMSNorm({"embed": config.width}, config.norm_eps, **shared)
         if not config.tie_embeddings:
             init = padded(init, 1, config.vocab)
@@ -126,14 +139,22 @@ class Decoder(nnx.Module):
     def __call__(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """Embeddings x [B, S, D] to final hidden states [B, S, D], after the norm.
 
-        positions: float32 [B, S]. segment_ids: int32 [B, S] or None for one segment.
+        positions: float32 [B, S]. segment_ids: int32 [B, S] or None for one segment. Both with S whole, whatever x's.
         """
         with scope("decoder"):
             tap("embed", x)
-            rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
             with scope("layers"):
-                x = stack.run(self.layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
+                if self.schedule:
+                    x = pipeline.run(self.apply, self.layers, x, (positions, segment_ids), self.schedule)
+                else:
+                    x = self.apply(self.layers, x, (positions, segment_ids))
             return tap("norm", self.norm(x))
+
+    def apply(self, layers: nnx.Module, x: jax.Array, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        """x [B, S, D] after some layers in a stack; rows: its positions and segments [B, S]."""
+        positions, segment_ids = rows
+        rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
+        return stack.run(layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
 
     def prefill(
         self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, capacity: int
@@ -169,16 +190,15 @@ class Decoder(nnx.Module):
         the config says so.
         """
         config, accumulate = self.config, accumulation_dtype(dtype)
-        layout = self.rules.activation(*INSIDE)
-        positions, shape = reshard(positions, layout), (config.head_dim, config.rope_theta)
-        scaling = config.rope_scaling
+        layout = self.inner.activation(*INSIDE)
+        shape, scaling = (config.head_dim, config.rope_theta), config.rope_scaling
         if scaling.type == "default" or not scaling.applied or room <= config.max_positions:
-            return rope_table(positions, inverse_frequencies(*shape, accumulate), dtype)
-        used = positions if segment_ids is None else jnp.where(reshard(segment_ids, layout) > 0, positions, 0)
+            return rope_table(reshard(positions, layout), inverse_frequencies(*shape, accumulate), dtype)
+        used = positions if segment_ids is None else jnp.where(segment_ids > 0, positions, 0)
         stretched = dynamic_inverse_frequencies(
             used.max(axis=1) + 1, *shape, scaling.factor, config.max_positions, accumulate
         )
-        return rope_table(positions, stretched, dtype)
+        return rope_table(reshard(positions, layout), stretched, dtype)
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
         """[D, V], the transposed embedding table where it is tied, laid out as it is stored."""

@@ -15,6 +15,7 @@ from ivl3_jax.layers.taps import tap
 from ivl3_jax.models.decoder import INSIDE, STREAM, Decoder
 from ivl3_jax.models.intern_vit import InternViT
 from ivl3_jax.models.projector import Projector
+from ivl3_jax.sharding.context import inverse, reordered
 from ivl3_jax.sharding.local import on_shards, shard_count
 from ivl3_jax.sharding.plan import ShardingPlan
 
@@ -37,6 +38,7 @@ class InternVL(nnx.Module):
         """`param_dtype` is how parameters are stored, `dtype` that of the computation."""
         plan = plan.for_heads(config.decoder.kv_heads)
         self.config, self.dtype, self.vision_rules, self.rules = config, dtype, plan.vision, plan.decoder
+        self.chunks = plan.chunks
         shared = {"rngs": rngs, "dtype": param_dtype}
         self.vision = InternViT(config.vision, rules=plan.vision, remat=plan.remat_of("vision"), **shared)
         self.projector = Projector(config, rules=plan.projector, **shared)
@@ -45,20 +47,32 @@ class InternVL(nnx.Module):
             vocab_rows=plan.padded_vocab(config.decoder.vocab),
             rules=plan.decoder,
             remat=plan.remat_of("decoder"),
+            schedule=plan.schedule,
+            context=plan.context,
             **shared,
         )
 
     def __call__(self, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
         """Logits [B, S, V] of a batch; `keys` [B], one for each row, switch drop-path on."""
-        return tap("logits", self.decoder.logits(self.hidden(batch, keys=keys)))
+        return tap("logits", self.decoder.logits(self.leave(self.hidden(batch, keys=keys))))
 
     def hidden(self, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
-        """Final hidden states [B, S, D] of a batch."""
-        x = self.merge(
-            self.decoder.embed(batch.tokens, self.dtype), self.visual_tokens(batch.tiles, keys=keys), batch.visual_index
+        """Final hidden states [B, S, D] of a batch, positions in the order of `enter`."""
+        tokens, visual_index, positions, segment_ids = map(
+            self.enter, (batch.tokens, batch.visual_index, batch.positions, batch.segment_ids)
         )
-        segment_ids = reshard(batch.segment_ids, self.rules.activation(*INSIDE))
-        return self.decoder(x, batch.positions, segment_ids)
+        x = self.merge(self.decoder.embed(tokens, self.dtype), self.visual_tokens(batch.tiles, keys=keys), visual_index)
+        return self.decoder(x, positions, segment_ids)
+
+    def enter(self, x: jax.Array) -> jax.Array:
+        """x [B, S] in the order in which the plan's shards hold a row; every device has whole rows."""
+        return reordered(reshard(x, self.rules.activation("batch", None)), self.chunks)
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        """The inverse of `enter`, of x [B, S, ...]."""
+        if len(self.chunks) == 1:
+            return x
+        return reordered(reshard(x, self.rules.activation("batch", *(None,) * (x.ndim - 1))), inverse(self.chunks))
 
     def visual_tokens(self, tiles: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         """uint8 tiles [B, T, size, size, 3] to the visual-token table [B, T * tile_tokens, D] of each row.
@@ -103,15 +117,16 @@ def token_losses(model: InternVL, batch: Batch, *, keys: jax.Array | None = None
     hidden = model.hidden(batch, keys=keys)
     layout = model.rules.activation(*INSIDE)
     kernel = model.decoder.output_kernel(hidden.dtype)
-    return cross_entropy(
+    losses = cross_entropy(
         hidden,
         kernel,
-        batch.labels,
-        batch.loss_weights,
+        model.enter(batch.labels),
+        model.enter(batch.loss_weights),
         vocab=model.config.decoder.vocab,
         layout=layout,
         vocab_axes=model.rules.activation("vocab")[0],
     )
+    return model.leave(reshard(losses, model.rules.activation("batch", None)))
 
 
 def batch_loss(model: InternVL, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:

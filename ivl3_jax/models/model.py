@@ -18,7 +18,14 @@ from ivl3_jax.batch import Batch
 from ivl3_jax.config import InternVLConfig
 from ivl3_jax.models.internvl import InternVL
 from ivl3_jax.sharding.plan import Rules, ShardingPlan
-from ivl3_jax.sharding.validation import check_activations, check_sizes
+from ivl3_jax.sharding.validation import (
+    check_activations,
+    check_batch,
+    check_heads,
+    check_microbatches,
+    check_pipeline,
+    check_sizes,
+)
 
 Params = dict[str, Any]  # nested, leaves are arrays
 
@@ -113,10 +120,12 @@ def abstract_model(
     """The definition, and its parameters as ShapeDtypeStructs with the plan's shardings; nothing is allocated.
 
     Raises:
-        ValueError: a dimension does not divide over its mesh axes, an array would use a mesh axis twice, or float64 is
-            asked for without 64-bit mode.
+        ValueError: a dimension does not divide over its mesh axes, an array would use a mesh axis twice, the decoder's
+            layers do not fit the plan's pipeline, or float64 is asked for without 64-bit mode.
     """
     check_activations(plan)
+    check_pipeline(config.decoder.layers, plan)
+    check_heads(config.decoder.heads, plan)
     if "float64" in (param_dtype, dtype) and not jax.config.jax_enable_x64:
         raise ValueError("float64 needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update first")
 
@@ -153,18 +162,20 @@ def placed(
 
 
 def batch_specs(plan: ShardingPlan) -> Batch:
-    """The layout of each array of a batch: rows as the decoder's batch axis, positions as its sequence."""
-    row, tokens = plan.decoder.activation("batch"), plan.decoder.activation("batch", "sequence")
-    per_token = Batch._fields[:5] + ("visual_index",)
-    return Batch(**{name: tokens if name in per_token else row for name in Batch._fields})
+    """The layout of each array of a batch: its rows as the decoder's batch axis.
+
+    Positions are whole: the model, which alone knows their order on the shards, takes each device's from them.
+    """
+    return Batch(*[plan.decoder.activation("batch")] * len(Batch._fields))
 
 
 def place_batch(batch: Batch, plan: ShardingPlan, mesh: Mesh) -> Batch:
     """Puts a batch of host arrays onto the mesh.
 
     Raises:
-        ValueError: rows or positions do not divide over the plan's axes.
+        ValueError: rows or positions do not divide over the plan's axes, or rows not into its microbatches.
     """
     B, S = batch.tokens.shape
-    check_sizes("tokens", {"batch": B, "sequence": S}, batch_specs(plan).tokens, plan)
+    check_batch(B, S, plan)
+    check_microbatches(B, plan)
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), batch, batch_specs(plan))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,16 +11,15 @@ import jax
 import yaml
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from ivl3_jax.sharding import plan_file
 from ivl3_jax.sharding.axes import ACTIVATION_AXES, COMPONENTS, MESH_AXES, PARAMETER_AXES
+from ivl3_jax.sharding.context import GATHER, Context, zigzag
 from ivl3_jax.sharding.mesh import arranged
-from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
+from ivl3_jax.sharding.pipeline import Pipeline, Schedule
+from ivl3_jax.sharding.plan_file import Table
+from ivl3_jax.sharding.remat import POLICIES, Remat
 
-PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
 OFFLOADED = ("optimizer",)
-
-CHIPS = ("v5e", "v5p", "v6e")
-
-Table = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,15 @@ class Rules:
         """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
         return _spec(self.activations, axes)
 
+    def without(self, *mesh_axes: str) -> Self:
+        """The rules of what is computed apart in each place along some mesh axes: no activation is spread over them."""
+        table = {axis: tuple(name for name in to if name not in mesh_axes) for axis, to in self.activations.items()}
+        return dataclasses.replace(self, activations={axis: to for axis, to in table.items() if to})
+
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """The mesh shape, one set of rules for each component, remat, offload, compiler options.
+    """The mesh shape, one set of rules for each component, and what else a plan says.
 
     Attributes:
         name: for reports.
@@ -58,6 +62,8 @@ class ShardingPlan:
             every intermediate, `dots` what linear layers give and attention needs, `full` only what goes into layers.
         offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
         compiler: XLA options by chip (v5e, v5p, v6e), over those that this project sets by itself.
+        pipeline: of the decoder's layers, over the mesh axis `stage`.
+        context: attention in the decoder where its `sequence` is sharded.
     """
 
     name: str = "single"
@@ -68,6 +74,8 @@ class ShardingPlan:
     remat: Mapping[str, str | Remat] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
     compiler: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    pipeline: Pipeline = Pipeline()
+    context: Context = GATHER
 
     @classmethod
     def read(cls, name_or_file: str | Path, mesh: Mapping[str, int] | None = None) -> Self:
@@ -77,21 +85,21 @@ class ShardingPlan:
             FileNotFoundError: neither exists; the message lists the shipped plans.
             ValueError: not YAML, or unknown keys, axes or policies, with the file and what is allowed.
         """
-        file, fields = _fields(name_or_file, Path())
+        file, fields = plan_file.read_fields(name_or_file, _PLAN_FIELDS)
         return cls.from_dict({"name": file.stem} | fields, str(file)).with_mesh(mesh)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], where: str = "plan") -> Self:
         """Builds and checks a plan from plain data; `where` is named in errors."""
-        fields = _known(fields, _PLAN_FIELDS, where, "")
+        fields = plan_file.known(fields, _PLAN_FIELDS, where, "")
         rules = {}
         for component in COMPONENTS:
-            tables = _known(fields.get(component), ["parameters", "activations"], where, component)
+            tables = plan_file.known(fields.get(component), ["parameters", "activations"], where, component)
             rules[component] = Rules(
-                _table(tables.get("parameters"), PARAMETER_AXES, where, f"{component}.parameters"),
-                _table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
+                plan_file.table(tables.get("parameters"), PARAMETER_AXES, where, f"{component}.parameters"),
+                plan_file.table(tables.get("activations"), ACTIVATION_AXES, where, f"{component}.activations"),
             )
-        remat = _known(fields.get("remat"), ["vision", "decoder"], where, "remat")
+        remat = plan_file.known(fields.get("remat"), ["vision", "decoder"], where, "remat")
         name = fields.get("name", "plan")
         if not isinstance(name, str):
             raise ValueError(f"{where}: name is {name!r}; it must be text")
@@ -100,19 +108,26 @@ class ShardingPlan:
             vision=rules["vision"],
             projector=rules["projector"],
             decoder=rules["decoder"],
-            remat={component: _remat(policy, where, f"remat.{component}") for component, policy in remat.items()},
-            offload=_names(fields.get("offload"), OFFLOADED, where, "offload"),
-            compiler=_compiler(fields.get("compiler"), where),
+            remat={
+                component: plan_file.remat(policy, where, f"remat.{component}") for component, policy in remat.items()
+            },
+            offload=plan_file.names(fields.get("offload"), OFFLOADED, where, "offload"),
+            compiler=plan_file.compiler(fields.get("compiler"), where),
+            pipeline=plan_file.pipeline(fields.get("pipeline"), where),
+            context=plan_file.context(fields.get("context"), where),
         )
         return plan.with_mesh(fields.get("mesh"), where)
 
     def with_mesh(self, mesh: Mapping[str, int] | None, where: str = "plan") -> Self:
         """The same plan on a mesh of other sizes; axes not named keep theirs. `where` is named in errors."""
-        mesh = _known(mesh, MESH_AXES, where, "mesh")
+        mesh = plan_file.known(mesh, MESH_AXES, where, "mesh")
         for axis, size in mesh.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{where}: mesh.{axis} is {size!r}; it must be a whole number of at least 1")
+            plan_file.count(size, where, f"mesh.{axis}")
         return dataclasses.replace(self, mesh={**self.mesh, **mesh})
+
+    def yaml(self) -> str:
+        """The plan as a file that `read` reads."""
+        return yaml.safe_dump(plan_file.written(self), sort_keys=False, default_flow_style=None, width=120)
 
     def remat_of(self, component: str) -> Remat:
         """The policy of `vision` or `decoder`."""
@@ -126,6 +141,14 @@ class ShardingPlan:
     @property
     def devices(self) -> int:
         return math.prod(self.mesh_shape)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """That of the pipeline, None where the mesh has one stage."""
+        stages = self.mesh.get("stage", 1)
+        if stages == 1:
+            return None
+        return Schedule(stages, self.pipeline.microbatches or stages, self.pipeline.repeats)
 
     def make_mesh(self, devices: list | None = None) -> Mesh:
         """The plan's mesh, with explicit axes, over `devices` (default: the first of this process's backend).
@@ -151,6 +174,12 @@ class ShardingPlan:
         shards = [self.size(table.get("vocab", ())) for table in (self.decoder.parameters, self.decoder.activations)]
         return -(-vocab // math.lcm(*shards)) * math.lcm(*shards)
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The order in which the decoder holds the chunks of a row; (0,) where it is the row's own."""
+        shards = self.size(self.decoder.activations.get("sequence", ()))
+        return zigzag(shards) if self.context.order == "zigzag" and shards > 1 else (0,)
+
     def for_heads(self, kv_heads: int) -> Self:
         """The plan with the decoder's kv heads replicated where `kv_heads` does not divide over their mesh axes."""
 
@@ -167,98 +196,3 @@ _PLAN_FIELDS = [field.name for field in dataclasses.fields(ShardingPlan)]
 
 def _spec(table: Table, axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(table.get(axis or "") or None for axis in axes))
-
-
-def _known(found: Any, allowed: Any, where: str, place: str) -> Mapping[str, Any]:
-    """The table at a place of a plan, empty where that is null; other keys than the allowed ones are refused."""
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where}: {place or 'the plan'} is {found!r}; it must be a table of {', '.join(allowed)}")
-    for key in found:
-        if key not in allowed:
-            at = f"{place}.{key}" if place else key
-            raise ValueError(f"{where}: unknown {at!r}; known there: {', '.join(allowed)}")
-    return found
-
-
-def _fields(name_or_file: str | Path, beside: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a plan and what is in it, over what is in the one it `extends`.
-
-    Args:
-        beside: the directory that a file's name is relative to.
-    """
-    file = beside / name_or_file
-    if file.suffix not in (".yaml", ".yml"):
-        file = PLAN_DIRECTORY / f"{name_or_file}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(p.stem for p in PLAN_DIRECTORY.glob("*.yaml")))
-        raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {known}; or give a YAML file")
-    try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        fault = " ".join(str(getattr(error, "problem", error)).split())
-        raise ValueError(f"{file} is not valid YAML{line}: {fault}") from None
-    fields = dict(_known(fields, [*_PLAN_FIELDS, "extends"], str(file), ""))
-    base = fields.pop("extends", None)
-    if base is None:
-        return file, fields
-    if not isinstance(base, str):
-        raise ValueError(f"{file}: extends is {base!r}; it must be the name of a shipped plan or a YAML file")
-    _, inherited = _fields(base, file.parent)
-    return file, {name: value for name, value in inherited.items() if name != "name"} | fields
-
-
-def _remat(found: Any, where: str, place: str) -> Remat:
-    if isinstance(found, str | None) and (found or "none") in POLICIES:
-        return POLICIES[found or "none"]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where}: {place} is {found!r}; use one of {', '.join(POLICIES)}, or tables save and offload")
-    names = _known(found, ["save", "offload"], where, place)
-    save, offload = (_names(names.get(of), NAMES, where, f"{place}.{of}") for of in ("save", "offload"))
-    if both := set(save) & set(offload):
-        raise ValueError(f"{where}: {place} both saves and offloads {', '.join(sorted(both))}; do one of them")
-    return Remat(save, offload)
-
-
-def _names(found: Any, allowed: Sequence[str], where: str, place: str) -> tuple[str, ...]:
-    names = (found,) if isinstance(found, str) else () if found is None else found
-    if not isinstance(names, list | tuple):
-        raise ValueError(f"{where}: {place} is {found!r}; it must be a list of {', '.join(allowed)}")
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"{where}: {place} names {name!r}; known there: {', '.join(allowed)}")
-    return tuple(names)
-
-
-def _compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str]]:
-    options = {}
-    for chip, table in _known(found, CHIPS, where, "compiler").items():
-        if not isinstance(table, Mapping | None):
-            raise ValueError(f"{where}: compiler.{chip} is {table!r}; it must be a table of XLA options")
-        options[chip] = {str(name): _written(value) for name, value in (table or {}).items()}
-    return options
-
-
-def _written(value: Any) -> str:
-    """As XLA reads the value of an option."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _table(found: Any, allowed: Mapping[str, str], where: str, place: str) -> Table:
-    """A table as written in YAML (an axis, a list of axes or null) as tuples, every name checked."""
-    table = {}
-    for axis, to in _known(found, allowed, where, place).items():
-        mesh_axes = tuple(to) if isinstance(to, list | tuple) else () if to is None else (to,)
-        for mesh_axis in mesh_axes:
-            if mesh_axis not in MESH_AXES:
-                raise ValueError(f"{where}: {place}.{axis} goes to {mesh_axis!r}; mesh axes are {', '.join(MESH_AXES)}")
-        if len(set(mesh_axes)) != len(mesh_axes):
-            raise ValueError(f"{where}: {place}.{axis} names a mesh axis twice: {list(mesh_axes)}")
-        if mesh_axes:
-            table[axis] = mesh_axes
-    return table

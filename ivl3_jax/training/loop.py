@@ -132,7 +132,8 @@ def train(
             if batch is None:
                 raise ValueError(f"the data ended after {step} of {config.steps} steps; lower train.steps")
             if place is None:
-                place = Placement(model.plan, model.mesh, *_shape(batch), parts=config.accumulate)
+                rows, tokens = np.shape(batch.tokens)
+                place = Placement(model.plan, model.mesh, rows, tokens, config.accumulate)
             placed = place(batch)
             log_probs = reference(step, placed) if reference is not None else None
             state, metrics = run_step(state, placed, log_probs, key)
@@ -150,11 +151,6 @@ def train(
             if last:
                 break
     return model.replace(state.params), state
-
-
-def _shape(batch: Batch) -> tuple[int, int, int]:
-    """R, S and T of a batch."""
-    return (*np.shape(batch.tokens), batch.tiles.shape[1])
 
 
 def averaged(model: Model, state: TrainState) -> Model:

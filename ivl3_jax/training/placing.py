@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.models.model import batch_specs
 from ivl3_jax.sharding.plan import ShardingPlan
-from ivl3_jax.sharding.validation import check_sizes
+from ivl3_jax.sharding.validation import check_batch, check_microbatches
 
 
 def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, parts: int = 1) -> Batch:
@@ -18,7 +18,8 @@ def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, parts: 
             f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
         )
     B = rows // parts
-    check_sizes("tokens of a part", {"batch": B, "sequence": tokens}, batch_specs(plan).tokens, plan)
+    check_batch(B, tokens, plan, " of a part")
+    check_microbatches(B, plan)
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),
         batch_specs(plan),
@@ -33,11 +34,12 @@ class Placement:
         rows: the rows that this process has to make, ascending; all of them where there is one process.
     """
 
-    def __init__(self, plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, tiles: int, parts: int = 1) -> None:
-        """`rows`, `tokens`, `tiles`: R, S and T of a batch. `parts`: A.
+    def __init__(self, plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, parts: int = 1) -> None:
+        """`rows`, `tokens`: R and S of a batch. `parts`: A.
 
         Raises:
-            ValueError: rows or positions do not divide over the parts or the plan's axes.
+            ValueError: rows or positions do not divide over the parts or the plan's axes, or the rows of a part cannot
+                be cut into its microbatches.
         """
         self.parts, self._all, B = parts, rows, rows // parts
         self._shardings = batch_layout(plan, mesh, rows, tokens, parts)

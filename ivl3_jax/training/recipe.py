@@ -79,7 +79,7 @@ def run_recipe(
     feed = open_feed(recipe.data, beginning.processor, recipe.train.seed, pairs=recipe.train.preference is not None)
     check_pairs(recipe, feed)
     data = recipe.data
-    place = Placement(plan, beginning.mesh, data.rows, data.tokens, data.tiles, parts=recipe.train.accumulate)
+    place = Placement(plan, beginning.mesh, data.rows, data.tokens, parts=recipe.train.accumulate)
     output.mkdir(parents=True, exist_ok=True)
     began = before["began"] if before else time.time()
 

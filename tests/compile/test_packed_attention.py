@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ivl3_jax.kernels.tpu_packed_attention import attention
+from ivl3_jax.kernels.tpu_packed_attention import attention, partial_attention, partial_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,33 @@ def test_a_shard_of_the_queries(libtpu, topology, N):
     compiles(topology, N, N // 7, 64, 2048, SHORT, "bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("topology", "N", "K", "H"),
+    [
+        ("v6e", 28, 4, 128),
+        *(pytest.param(name, *size, marks=pytest.mark.long) for name in TOPOLOGIES for size in SIZES),
+    ],
+)
+def test_a_step_of_a_ring(topology, N, K, H):
+    """Results and gradients in float32: they take more of VMEM."""
+
+    def both(q, k, v, q_ids, kv_ids, offset):
+        options = {"causal": True, "q_offset": offset}
+        out, lse = partial_attention(q, k, v, q_ids, kv_ids, **options)
+        return partial_gradients(q, k, v, q_ids, kv_ids, out.astype(q.dtype), lse, q, **options)
+
+    assert_compiles(topology, both, N, K, H, SHORT, SHORT, "bfloat16")
+
+
 def compiles(topology, N, K, H, S, L, dtype):
+    def loss(q, k, v, q_ids, kv_ids, offset):
+        offset = 0 if S == L else offset
+        return attention(q, k, v, q_ids, kv_ids, causal=True, q_offset=offset).astype(jnp.float32).sum()
+
+    assert_compiles(topology, jax.grad(loss, argnums=(0, 1, 2)), N, K, H, S, L, dtype)
+
+
+def assert_compiles(topology, function, N, K, H, S, L, dtype):
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[topology]).devices
@@ -48,13 +74,9 @@ def compiles(topology, N, K, H, S, L, dtype):
     def array(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
-    def loss(q, k, v, q_ids, kv_ids, offset):
-        offset = 0 if S == L else offset
-        return attention(q, k, v, q_ids, kv_ids, causal=True, q_offset=offset).astype(jnp.float32).sum()
-
     q, kv = array((1, S, N, H), dtype), array((1, L, K, H), dtype)
     ids = array((1, S), jnp.int32), array((1, L), jnp.int32)
     with jax.set_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv, *ids, array((), jnp.int32))
+        traced = jax.jit(function).trace(q, kv, kv, *ids, array((), jnp.int32))
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     assert "packed_attention_forward" in text and "packed_attention_backward" in text

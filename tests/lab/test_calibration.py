@@ -14,7 +14,7 @@ def test_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("speed: 1", "'speed' is no constant; known: products, hbm"),
+        ("speed: 1", "'speed' is no constant; known: products, vectors"),
         ("products: 1.2", r"Calibration.products is 1.2; it must be above 0 and at most 1"),
         ("products: fast", "Calibration.products is 'fast'"),
         ("- 1", "is no constant"),

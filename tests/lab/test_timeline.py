@@ -9,7 +9,7 @@ from ivl3_jax.lab.timeline import Timeline, walk
 from ivl3_jax.lab.work import operations, traffic
 from tests.lab.modules import busy, entry, loop, placed
 
-EXACT = Calibration(products=1, hbm=1, ici=1, dcn=1, host=1)
+EXACT = Calibration(products=1, vectors=1, hbm=1, ici=1, dcn=1, host=1)
 ARRAY = "f32[8,128]{1,0:T(8,128)}"
 A = f"  %a = {ARRAY} parameter(0)\n"
 BIG = "bf16[64,1024,1024]{2,1,0:T(8,128)(2,1)}"  # 128 MiB
@@ -61,6 +61,13 @@ def test_an_algorithm_of_one_dimension():
     assert walked(entry(A + text + ROOT), "v5e:16x16", fsdp=256).seconds == pytest.approx(
         seconds_of_a_gather(2, 256, 8)
     )
+
+
+def test_all_to_all_crosses_the_middle_of_a_ring():
+    """Half of the chips send half of what they hold through the two links on either side of the cut, both ways."""
+    text = gather("mesh['a'=16,'b'=16] {'b'}").replace("all-gather", "all-to-all")
+    found = walked(entry(A + text + ROOT), "v5e:16x16", fsdp=16, tensor=16)
+    assert found.seconds == pytest.approx(8 * BYTES / 2 / 2 / 45e9 * 15 / 16 + 8 * HOP)
 
 
 @pytest.mark.parametrize(("work", "exposed"), [(1, True), (5, False)])
@@ -141,6 +148,19 @@ def test_between_slices():
     assert found.collectives[0].axes == ("data",)
     assert found.busy == pytest.approx({"dcn": found.seconds})
     assert found.seconds == pytest.approx(BYTES / 2 / 3.125e9)
+
+
+def test_what_is_sent_between_slices():
+    """Sending and receiving do not wait for each other."""
+
+    def transfer(opcode: str) -> str:
+        return f"  %{opcode} = ({BIG}, u32[], token[]) {opcode}(%a), channel_id=9, is_host_transfer=true\n"
+
+    ends = "".join(f"  %{way}-done = token[] {way}-done(%{way}), channel_id=9\n" for way in ("send", "recv"))
+    text = entry(A + transfer("send") + transfer("recv") + ends + ROOT)
+    found = walk(Module.read(text), placed("v5e:2x4", 2, data=2, fsdp=8), lambda *_: None, EXACT)
+    assert found.seconds == pytest.approx(BYTES / 3.125e9)
+    assert [(each.kind, each.axes, each.bytes) for each in found.collectives] == [("send", ("data",), BYTES)]
 
 
 def test_moves_to_the_host_go_beside_compute():

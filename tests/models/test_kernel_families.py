@@ -60,7 +60,7 @@ def everything(family: str, plan: ShardingPlan) -> tuple[dict[str, np.ndarray], 
         mock.patch.dict(cross_entropy.IMPLEMENTATIONS, spied(cross_entropy.IMPLEMENTATIONS)),
     ):
         found = {"logits": np.asarray(model(batch))}
-        place = Placement(plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1])
+        place = Placement(plan, model.mesh, *batch.tokens.shape)
         with jax.set_mesh(model.mesh):
             state = init_state(model.params, TRAIN)
             step = make_step(model.graphdef, model.params, NextToken(), TRAIN, CONFIG.tile_tokens)

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.models.adapters import adapted, merged
 from ivl3_jax.models.model import Model
-from ivl3_jax.sharding.plan import PLAN_DIRECTORY, ShardingPlan
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
 from tests.models.adapted import EVERYWHERE, adapter_gradients, trained
 from tests.models.small import CONFIG, random_batch, relative
 from tests.tolerances import GRADIENT, STACK
@@ -17,7 +18,9 @@ from tests.tolerances import GRADIENT, STACK
 # Meshes of eight devices, by plan.
 PLANS = {
     "single": [{}],
+    "context": [{"context": 4, "tensor": 2}],
     "fsdp_tensor": [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}],
+    "pipeline": [{"stage": 2, "fsdp": 2, "tensor": 2}],
 }
 
 pytestmark = pytest.mark.slow
@@ -46,7 +49,14 @@ def everything(name, **mesh):
     }
 
 
-@pytest.mark.parametrize(("name", "mesh"), [(name, mesh) for name, meshes in PLANS.items() for mesh in meshes])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        pytest.param(name, mesh, marks=pytest.mark.long if name == "pipeline" else ())
+        for name, meshes in PLANS.items()
+        for mesh in meshes
+    ],
+)
 def test_sharded_equals_unsharded(name, mesh):
     found, expected = everything(name, **mesh), everything(None)
     for what in ("begin", "merged"):  # bit by bit

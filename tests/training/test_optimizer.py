@@ -41,7 +41,7 @@ def ours(batch, config):
         step = make_step(start.graphdef, start.params, NextToken(), config, start.config.tile_tokens)
         with jax.set_mesh(start.mesh):
             state, told = init_state(start.params, config), []
-            placed = Placement(start.plan, start.mesh, *batch.tokens.shape, batch.tiles.shape[1])(batch)
+            placed = Placement(start.plan, start.mesh, *batch.tokens.shape)(batch)
             for _ in range(config.steps):
                 state, metrics = step(state, placed, None, jax.random.key(0))
                 told.append((float(metrics.loss), float(metrics.grad_norm)))

@@ -48,7 +48,7 @@ def made(batch, weights=PreferenceWeights(), plan=None, parts=1, steps=1):  # no
     config = dataclasses.replace(TRAIN, accumulate=parts, preference=weights)
     plan = plan or ShardingPlan()
     model, other = Model.init(CONFIG, plan, seed=1), Model.init(CONFIG, plan, seed=2)
-    place = Placement(plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1], parts=parts)
+    place = Placement(plan, model.mesh, *batch.tokens.shape, parts=parts)
     told, gradients = [], None
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, MixedPreference(weights), config, model.config.tile_tokens)
@@ -107,7 +107,7 @@ def test_what_is_in_no_pair_is_taught():
     of_rejected = np.take_along_axis(rejected, np.maximum(batch.segment_ids - 1, 0), axis=1) & (batch.segment_ids > 0)
     taught = batch._replace(loss_weights=((batch.labels != IGNORE) & ~of_rejected).astype(np.float32))
     model = Model.init(CONFIG, seed=1)
-    place = Placement(model.plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1])
+    place = Placement(model.plan, model.mesh, *batch.tokens.shape)
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, NextToken(), TRAIN, model.config.tile_tokens)
         _, expected = step(init_state(model.params, TRAIN), place(taught), None, jax.random.key(0))
@@ -168,7 +168,7 @@ def test_three_steps_are_those_of_pytorch(torch):
 
     with jax.enable_x64(True):
         start = load(tiny("6b"), "float64")
-        place = Placement(start.plan, start.mesh, rows, 2 * S, both.tiles.shape[1])
+        place = Placement(start.plan, start.mesh, rows, 2 * S)
         told, first = [], None
         with jax.set_mesh(start.mesh):
             step = make_step(start.graphdef, start.params, MixedPreference(weights), train, config.tile_tokens)

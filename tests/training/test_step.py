@@ -65,8 +65,7 @@ def steps_of(batches, config=TRAIN, plan=None, model_config=CONFIG, parts=1):
     """`step_of` each of several batches of one shape, which is compiled once."""
     config = dataclasses.replace(config, accumulate=parts)
     model = Model.init(model_config, plan or ShardingPlan(), seed=1)
-    rows, tiles = batches[0].tokens.shape, batches[0].tiles.shape[1]
-    place = Placement(model.plan, model.mesh, *rows, tiles, parts=parts)
+    place = Placement(model.plan, model.mesh, *batches[0].tokens.shape, parts=parts)
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, NextToken(), config, model.config.tile_tokens, sources=2)
         for batch in batches:
@@ -225,7 +224,7 @@ def test_a_step_that_is_no_number_changes_nothing():
 def test_the_rate_is_that_of_the_step_also_behind_steps_that_were_not_applied():
     model, good, bad = Model.init(CONFIG, seed=1), packed("token"), packed("token")
     bad.loss_weights[0] *= np.nan
-    place = Placement(model.plan, model.mesh, *good.tokens.shape, good.tiles.shape[1])
+    place = Placement(model.plan, model.mesh, *good.tokens.shape)
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, NextToken(), TRAIN, model.config.tile_tokens)
         state = init_state(copies(model.params), TRAIN)
@@ -249,7 +248,7 @@ def test_a_spike_changes_nothing():
     model = Model.init(CONFIG, seed=1)
     config = dataclasses.replace(TRAIN, spike=1.5, learning_rate=1e-6)
     batch = packed("token")
-    place = Placement(model.plan, model.mesh, *batch.tokens.shape, batch.tiles.shape[1])
+    place = Placement(model.plan, model.mesh, *batch.tokens.shape)
     with jax.set_mesh(model.mesh):
         step = make_step(model.graphdef, model.params, NextToken(), config, model.config.tile_tokens)
         state = init_state(model.params, config)

@@ -1,0 +1,101 @@
+"""`ivl3 lab search`: the best plan for a model on a slice."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ivl3_jax.cli.arguments import parse
+from ivl3_jax.cli.lab_cases import Setting
+
+if TYPE_CHECKING:
+    from ivl3_jax.lab.case import Case
+    from ivl3_jax.lab.search import Tried
+
+HELP = """Finds the best plan for a slice: guesses all legal ones, compiles the promising, and writes a report.
+ivl3 lab search --model 8b --topology v5e:16x16 --tokens 8192 --tiles 12 --output runs/search
+"""
+
+
+@dataclass(frozen=True)
+class SearchQuestion(Setting):
+    """A model's train step on a slice.
+
+    Attributes:
+        output: a directory that receives report.html, plans.csv and best.yaml.
+        plans: those to try; null is all shipped ones.
+        coupled: whether plans with the ViT sharded as the decoder are tried too.
+        rows: rows for each chip to try; null is one row for each shard of rows, and two, and four.
+        most_tokens: of a step, in millions; larger batches are not tried.
+        compile: how many plans are compiled, the most promising by the roofline.
+        jobs: compilers at a time; each takes a core and up to 4 GiB.
+    """
+
+    output: Path = Path("search")
+    plans: tuple[str, ...] | None = None
+    coupled: bool = False
+    rows: tuple[float, ...] | None = None
+    most_tokens: float = 64.0
+    compile: int = 12
+    jobs: int = 1
+
+
+def run(argv: list[str]) -> int:
+    """Prints a line for each plan, and where the report is; 1 where no plan fits."""
+    summary, example = HELP.strip().splitlines()
+    question = parse(SearchQuestion, argv, prog="ivl3 lab search", description=summary, example=example)
+    from ivl3_jax.lab.candidates import ranked
+    from ivl3_jax.lab.report import write_report
+    from ivl3_jax.lab.search import search
+
+    every = cases(question)
+    chosen, rejected = ranked(every, most=question.compile)
+    print(f"{len(every):,} plans; {len(chosen)} are compiled, the others cannot be, or promise less", file=sys.stderr)
+    constants, store = question.constants(), question.store()
+    tried = search([case for case, _ in chosen], store, calibration=constants, jobs=question.jobs, tell=_tell)
+    rejected += [(each.case.name, each.failure) for each in tried if each.failure is not None]
+    predictions = [each.prediction for each in tried if each.prediction is not None]
+    facts = {"model": question.model, "slice": question.topology, "plans": f"{len(every):,}"}
+    page = write_report(question.output, predictions, rejected, facts)
+    best = next((each for each in predictions if each.fits), None)
+    if best is None:
+        print(f"no plan fits; the report is {page}")
+        return 1
+    (question.output / "best.yaml").write_text(best.case.plan.yaml(), encoding="utf-8")
+    print(f"best: {best.case.name}: {best.utilisation:.1%} MFU, {best.rate:,.0f} tokens a second and chip, predicted")
+    print(f"{question.output / 'best.yaml'} is its plan, {page} the report")
+    return 0
+
+
+def cases(question: SearchQuestion) -> list["Case"]:
+    """All that is to be looked at."""
+    from ivl3_jax.lab.candidates import plans, shipped
+
+    topology, found = question.slice(), []
+    for plan in plans(question.plans or shipped(question.coupled), topology):
+        shards = plan.size(plan.decoder.activations.get("batch", ()))
+        for rows in question.rows or tuple(n * shards / topology.chips for n in (1, 2, 4)):
+            if rows * topology.chips >= shards and not rows * topology.chips % shards:
+                case = question.case(plan, rows)
+                if case.tokens <= question.most_tokens * 1e6:
+                    found.append(case)
+    return found
+
+
+def _tell(tried: "Tried", number: int, count: int) -> None:
+    found = tried.prediction
+    if found is None:
+        said = f"failed: {tried.failure}"
+    elif found.rate is None or not found.fits:
+        said = "does not fit"
+    else:
+        memory = found.compiled.memory
+        used = 0.0 if memory is None else memory.total / 2**30
+        said = f"{found.utilisation:.1%} MFU  {found.rate:,.0f} tokens/s a chip  {used:.1f} GiB"
+    kept = "kept" if tried.known else f"{tried.seconds:.0f} s"
+    case = tried.case
+    print(
+        f"{number:3}/{count}  {case.plan.name} ({case.mesh}), {case.rows:g} rows a chip: {said}  [{kept}]",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,131 @@
+"""The plans that a search looks at: shipped ones on every mesh that a model and a slice allow."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+from ivl3_jax.config import InternVLConfig
+from ivl3_jax.lab.case import Case
+from ivl3_jax.lab.roofline import Estimate, estimate, leaves
+from ivl3_jax.lab.topology import Topology
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
+from ivl3_jax.sharding.remat import ATTENTION, INPUT, Remat
+from ivl3_jax.sharding.validation import check_activations, check_batch, check_heads, check_microbatches, check_pipeline
+
+# Of the decoder; the ViT keeps its plan's. The last keeps what attention and the sums over `tensor` are made of.
+REMATS = {
+    "full": Remat(()),
+    "attention": Remat((ATTENTION,)),
+    "all but gate and up": Remat((ATTENTION, "q", "k", "v", "out", "down")),
+    "inputs on the host": Remat((ATTENTION,), (INPUT,)),
+}
+TENSOR = (2, 4, 8, 16)
+CONTEXT = (2, 4, 8, 16, 32)
+STAGES = (2, 4, 8, 16)
+REPEATS = (1, 2)
+MICROBATCHES = (1, 2, 4)  # for each stage
+
+
+def shipped(coupled: bool) -> list[str]:
+    """Names of the shipped plans for more than one device; `coupled`: with the ViT sharded as the decoder too."""
+    names = sorted(file.stem for file in PLAN_DIRECTORY.glob("*.yaml"))
+    return [name for name in names if name != "single" and (coupled or not name.endswith("_coupled"))]
+
+
+def plans(names: Iterable[str], topology: Topology) -> Iterator[ShardingPlan]:
+    """The named plans on every mesh of the topology's chips, with every remat policy in `REMATS`."""
+    for name in names:
+        base = ShardingPlan.read(name)
+        for sized in _meshes(base, topology):
+            for told, remat in REMATS.items():
+                policies = {**sized.remat, "decoder": remat}
+                yield dataclasses.replace(sized, name=f"{name}, {told}", remat=policies)
+
+
+def legal(case: Case) -> str | None:
+    """Why a case cannot be, None if it can; without a compiler, and without a mesh."""
+    plan, config = case.plan, case.config
+    try:
+        check_activations(plan)
+        check_heads(config.decoder.heads, plan)
+        check_pipeline(config.decoder.layers, plan)
+        rows = case.batch.rows // case.train.accumulate
+        check_batch(rows, case.batch.tokens, plan)
+        check_microbatches(rows, plan)
+    except ValueError as error:
+        return str(error)
+    return _undivided(config, plan)
+
+
+def _meshes(base: ShardingPlan, topology: Topology) -> Iterator[ShardingPlan]:
+    """A plan on meshes in which every axis that it has is in use, and what is left is `fsdp`."""
+    used = set(base.mesh)
+    choices: dict[str, Sequence[int]] = {
+        "tensor": TENSOR if base.mesh.keys() <= {"fsdp", "tensor"} else (1, *TENSOR),
+        "context": CONTEXT,
+        "stage": STAGES,
+        "data": (2, 4) if topology.slices == 1 else (topology.slices,),
+    }
+    meshes: list[dict[str, int]] = [{}]
+    for axis, sizes in choices.items():
+        if axis in used or (axis == "data" and topology.slices > 1 and "stage" not in used):
+            meshes = [{**mesh, axis: size} for mesh in meshes for size in sizes]
+    for mesh in meshes:
+        others = base.with_mesh({**mesh, "fsdp": 1}).devices
+        if topology.chips % others:
+            continue
+        sized = base.with_mesh({**mesh, "fsdp": topology.chips // others})
+        yield from _forms(sized)
+
+
+def _forms(plan: ShardingPlan) -> Iterator[ShardingPlan]:
+    """A plan's forms of context parallelism and of the pipeline."""
+    if plan.mesh.get("context", 1) > 1:
+        for attention, order in (("gather", "zigzag"), ("ring", "zigzag"), ("all_to_all", "plain")):
+            context = dataclasses.replace(plan.context, attention=attention, order=order)
+            yield dataclasses.replace(plan, context=context)
+    elif (stages := plan.mesh.get("stage", 1)) > 1:
+        for repeats in REPEATS:
+            for times in MICROBATCHES:
+                pipeline = dataclasses.replace(plan.pipeline, microbatches=times * stages, repeats=repeats)
+                yield dataclasses.replace(plan, pipeline=pipeline)
+    else:
+        yield plan
+
+
+def _undivided(config: InternVLConfig, plan: ShardingPlan) -> str | None:
+    plan = plan.for_heads(config.decoder.kv_heads)
+    for leaf in leaves(config):
+        rules = getattr(plan, leaf.component)
+        for table in (rules.parameters, rules.activations):
+            for axis, size in zip(leaf.axes, leaf.sizes, strict=True):
+                if axis != "vocab" and size % (shards := plan.size(table.get(axis, ()))):
+                    return f"{leaf.component} has {axis} = {size}, which does not divide over {shards}"
+    return None
+
+
+def ranked(
+    cases: Iterable[Case], *, most: int, room: float = 1.15
+) -> tuple[list[tuple[Case, Estimate]], list[tuple[str, str]]]:
+    """The most promising cases by the roofline, most tokens a second first; and the others with the reason.
+
+    Args:
+        most: how many are kept. room: of HBM that a guess may take, as guesses of memory may be too high.
+    """
+    found, rejected = [], []
+    for case in cases:
+        if (reason := legal(case)) is not None:
+            rejected.append((case.name, reason))
+            continue
+        guess = estimate(case)
+        if guess.gibibytes > room * case.topology.chip.hbm:
+            told = f"about {guess.gibibytes:.0f} GiB of {case.topology.chip.hbm} by the roofline"
+            rejected.append((case.name, told))
+            continue
+        found.append((case, guess))
+    found.sort(key=lambda each: each[1].seconds / each[0].tokens)
+    rejected += [
+        (case.name, f"{case.tokens / guess.seconds / case.topology.chips:,.0f} tokens/s a chip by the roofline")
+        for case, guess in found[most:]
+    ]
+    return found[:most], rejected
