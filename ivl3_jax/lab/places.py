@@ -9,6 +9,15 @@ COMPONENTS = {"vision": "ViT", "projector": "projector", "decoder": "decoder"}
 
 # Functions of the model that say what is computed, as they are named in the sources.
 WORDS = {
+    "Ring.send": "attention, keys and values round the ring",
+    "gathered": "attention, keys and values of the whole row",
+    "headwise": "attention, positions for heads",
+    "_move": "from stage to stage",
+    "_turn": "from stage to stage",
+    "_to_stages": "layers to their stages",
+    "reordered": "order of positions",
+    "InternVL.enter": "order of positions",
+    "InternVL.leave": "order of positions",
     "Attention.project": "attention's q, k, v",
     "attention": "inside attention",
     "Attention.__call__": "attention's output",

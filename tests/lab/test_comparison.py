@@ -73,6 +73,16 @@ def test_remat_bears_on_what_is_computed_again():
     assert not change.causes("ViT layers, recomputed: MLP, weights", {"fsdp"})
 
 
+def test_choices_of_attention_and_of_a_pipeline():
+    before, after = case("context", context=2).facts(), case("context", context=2).facts()
+    after["plan"]["context"]["attention"] = "ring"
+    (change,) = changes(before, after)
+    assert change.name == "context.attention" and change.after == "ring"
+    assert "round a ring" in change.effect
+    assert change.causes("decoder layers, forward: attention, keys and values round the ring", {"context"})
+    assert not change.causes("decoder layers, forward: MLP", {"context"})
+
+
 def test_files_in_the_command(tmp_path, capsys):
     assert main(["lab", "compare", saved(tmp_path, MEGATRON), saved(tmp_path, SCATTERED, "b.json")]) == 0
     assert "collectives that changed" in capsys.readouterr().out
