@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.arguments import parse
-from ivl3_jax.cli.lab_cases import Question
+from ivl3_jax.cli.lab_cases import Question, Setting
 
 if TYPE_CHECKING:
     from ivl3_jax.lab.answer import Answer
@@ -18,23 +18,27 @@ ivl3 lab compare fsdp_tensor sequence --mesh '{tensor: 4}' --model 8b --topology
 
 
 @dataclass(frozen=True)
-class CompareQuestion(Question):
+class CompareQuestion(Setting):
     """A model's train step on a slice, under two plans.
 
     Attributes:
-        mesh_b: sizes of the second plan's axes; null is those of `mesh`.
+        mesh: sizes of the plans' axes; what is left of the chips goes to fsdp.
+        mesh_b: of the second plan's; null is `mesh`.
+        rows_per_chip: rows of a step for each chip, may be a fraction; null is a row for each shard of rows.
         rows_per_chip_b: of the second; null is `rows_per_chip`.
         topology_b: of the second; null is `topology`.
     """
 
+    mesh: Mapping[str, int] = field(default_factory=dict)
     mesh_b: Mapping[str, int] | None = None
+    rows_per_chip: float | None = None
     rows_per_chip_b: float | None = None
     topology_b: str | None = None
 
     def first(self, plan: str) -> Question:
         """The question about A."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
-        return Question(**(shared | {"plan": plan}))
+        shared = {each.name: getattr(self, each.name) for each in dataclasses.fields(Setting)}
+        return Question(**shared, plan=plan, mesh=self.mesh, rows_per_chip=self.rows_per_chip)
 
     def second(self, plan: str) -> Question:
         """The question about B."""
@@ -57,8 +61,6 @@ def run(argv: list[str]) -> int:
         parse(CompareQuestion, ["--help"], prog="ivl3 lab compare A B", description=summary, example=example)
     if len(sides) != 2:
         raise UsageError(f"ivl3 lab compare takes two plans or files before its options, A and B; {len(sides)} given")
-    if any(word.partition("=")[0] == "--plan" for word in rest):
-        raise UsageError("option --plan: the two plans are given as A and B, before the options")
     if not asks and rest:
         raise UsageError(f"{rest[0]}: options are for plans that are compiled; {sides[0]} and {sides[1]} are files")
     question = None

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ivl3_jax.lab.collectives import KINDS, Collective
+from ivl3_jax.lab.collectives import KINDS, SEND, Collective
 from ivl3_jax.lab.prediction import Prediction, summary
+from ivl3_jax.lab.reasons import changes
 
-FIELDS = ("case", "memory", "collectives", "versions", "parts", "step_seconds")
+MEASURED = ("rows", "tokens", "tiles", "step_seconds", "mfu", "tokens_per_second_per_chip")
+FIELDS = ("case", "memory", "collectives", "versions", "parts", "model", "plan", "mesh", "topology", *MEASURED)
 WRITTEN_BY = "it must be a file that `ivl3 lab compile --json` writes"
 
 
@@ -65,15 +67,21 @@ class Answer:
     def _from(cls, found: Mapping[str, Any]) -> "Answer":
         collectives = tuple(Collective(**{**each, "axes": tuple(each["axes"])}) for each in found["collectives"])
         for each in collectives:
-            if each.kind not in KINDS or not each.axes:
+            if each.kind not in (*KINDS, SEND) or not each.axes:
                 raise ValueError(f"a collective is {each.kind!r} over {list(each.axes)}")
+            _numbers(each.kind, [each.count, each.bytes, each.seconds])
         figures = {name: value for name, value in found.items() if name not in ("case", "versions", "collectives")}
         for name in ("memory", "parts"):
-            if any(not isinstance(amount, int | float) for amount in figures[name].values()):
-                raise ValueError(f"{name} holds something else than numbers")
-        if not isinstance(found["case"]["plan"], dict):
-            raise ValueError("case.plan is no table")
+            _numbers(name, figures[name].values())
+        for name in MEASURED:
+            _numbers(name, [figures[name] or 0])
+        changes(found["case"], found["case"])  # reads all of it
         return cls(figures, found["case"], found["versions"], collectives)
+
+
+def _numbers(name: str, values: Iterable[Any]) -> None:
+    if any(not isinstance(value, int | float) for value in values):
+        raise ValueError(f"{name} holds something else than numbers")
 
 
 def as_json(found: Prediction) -> dict[str, Any]:

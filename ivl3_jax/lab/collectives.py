@@ -10,10 +10,11 @@ import numpy as np
 
 from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.hlo import Instruction, Module, replica_groups
+from ivl3_jax.lab.places import KINDS
 from ivl3_jax.lab.topology import PlacedMesh, Span
 from ivl3_jax.sharding.axes import MESH_AXES
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+SEND = "send"  # to another slice, through the hosts
 HOP = 1e-6  # seconds that a message takes to the neighbouring chip, about
 
 Link = tuple[int, int]  # dimension of the torus, direction

@@ -12,9 +12,10 @@ from ivl3_jax.lab.timeline import AND_OTHERS
 
 GIB = 2**30
 COLUMNS = 100
-SMALL = 0.002  # places that move less than this share of all bytes are summed up in one line
+SMALL = 0.002  # places that differ by less than this share of all bytes are summed up in one line
 KINDS = ("parameters", "optimizer", "batch", "temporaries", "total")
 
+NOTHING = (0.0, 0.0, 0.0)
 Use = dict[tuple[str, str], tuple[float, float, float]]  # (kind, axes): executions, bytes, seconds
 
 
@@ -79,7 +80,7 @@ def _part(answer: Answer, name: str) -> float | None:
 
 def _changes(found: Sequence[Change]) -> list[str]:
     if not found:
-        return ["nothing that was asked differs, nor the compiler: what has changed is this project's program"]
+        return ["nothing that was asked differs, nor the compiler; what differs below is this project's doing"]
     lines = ["what differs"]
     for change in found:
         lines += _wrapped(f"{change.name}: {change.before} -> {change.after}", 2)
@@ -90,7 +91,7 @@ def _changes(found: Sequence[Change]) -> list[str]:
 def _collectives(before: Sequence[Collective], after: Sequence[Collective], found: Sequence[Change]) -> list[str]:
     old, new = _by_place(before), _by_place(after)
     moved = {
-        place: sum(bytes_ for use in (old.get(place, {}), new.get(place, {})) for _, bytes_, _ in use.values())
+        place: _moved(old.get(place, {}), new.get(place, {}))
         for place in old.keys() | new.keys()
         if _counted(old.get(place, {})) != _counted(new.get(place, {}))
     }
@@ -110,7 +111,7 @@ def _collectives(before: Sequence[Collective], after: Sequence[Collective], foun
             lines += _wrapped(f"by {shortened(causes)}", 6)
     if len(moved) > len(shown):
         rest = sum(moved[place] for place in moved if place not in shown)
-        lines += ["", f"  and {len(moved) - len(shown)} places of little weight, {size(rest)} together"]
+        lines += ["", f"  and {len(moved) - len(shown)} places of little weight, {size(rest)} of difference together"]
     same = len(old.keys() | new.keys()) - len(moved)
     return [*lines, *([f"  the same in both: {same} places"] if same else [])]
 
@@ -120,13 +121,18 @@ def _by_place(collectives: Sequence[Collective]) -> dict[str, Use]:
     for name, (count, bytes_, seconds) in together(collectives).items():
         kind, axes, place = name.split("|")
         place = place.removesuffix(AND_OTHERS)
-        had = found[place].get((kind, axes), (0.0, 0.0, 0.0))
+        had = found[place].get((kind, axes), NOTHING)
         found[place][kind, axes] = had[0] + count, had[1] + bytes_, had[2] + seconds
     return dict(found)
 
 
 def _counted(use: Use) -> dict[tuple[str, str], tuple[float, float]]:
     return {name: (count, bytes_) for name, (count, bytes_, _) in use.items()}
+
+
+def _moved(old: Use, new: Use) -> float:
+    """Bytes that one of the two moves and the other does not, or not so."""
+    return sum(abs(old.get(name, NOTHING)[1] - new.get(name, NOTHING)[1]) for name in old.keys() | new.keys())
 
 
 def _use(letter: str, use: Use) -> list[str]:

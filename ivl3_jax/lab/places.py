@@ -3,11 +3,21 @@
 import re
 from collections.abc import Sequence
 
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 STEP = "step"
 COMPONENTS = {"vision": "ViT", "projector": "projector", "decoder": "decoder"}
 
 # Functions of the model that say what is computed, as they are named in the sources.
 WORDS = {
+    "Ring.send": "attention, keys and values round the ring",
+    "gathered": "attention, keys and values of the whole row",
+    "headwise": "attention, positions for heads",
+    "_move": "from stage to stage",
+    "_turn": "from stage to stage",
+    "_to_stages": "layers to their stages",
+    "reordered": "order of positions",
+    "InternVL.enter": "order of positions",
+    "InternVL.leave": "order of positions",
     "Attention.project": "attention's q, k, v",
     "attention": "inside attention",
     "Attention.__call__": "attention's output",
@@ -84,7 +94,7 @@ def _layers(scope: str) -> str:
 def _what(op_name: str, functions: Sequence[str], kind: str) -> str:
     operation = op_name.rpartition("/")[2]
     words = next((WORDS[name] for name in functions if name in WORDS), OPERATIONS.get(operation, operation))
-    if "reduce" in kind and direction(op_name) == "backward":
+    if kind in KINDS and direction(op_name) == "backward":
         return f"{words}, gradients"
     if kind == "all-gather" and functions and functions[0] in WEIGHTS:
         return f"{words}, weights"

@@ -34,7 +34,8 @@ EFFECTS = {
         "positions inside a block are no longer spread: keys and values need not cross these axes",
     ),
     "activations.residual": (
-        "the all-reduce after attention and MLP becomes a reduce-scatter, and an all-gather stands before the next",
+        "what attention and MLP give need only be scattered, a reduce-scatter for an all-reduce, unless the compiler "
+        "makes it one with a slice; and an all-gather stands before the next",
         "reduce-scatter and all-gather around attention and MLP become one all-reduce after each",
     ),
     "activations.heads": (
@@ -54,6 +55,13 @@ EFFECTS = {
         "tiles are spread over fewer devices, of which some compute the same",
     ),
 }
+CHOICES = {
+    "context.attention": "how queries meet the keys and values of other shards: these are gathered, sent round a "
+    "ring, or positions are exchanged for heads",
+    "context.order": "which positions a shard holds; plain needs no reordering, zigzag gives all shards the same work",
+    "pipeline.microbatches": "how many pieces a batch is cut into: each is sent from stage to stage",
+    "pipeline.repeats": "how often a piece goes round all stages",
+}
 REMAT = "the backward pass finds other values saved: what it computes again, its gathers included, changes"
 
 # Words of a place that a rule on a logical axis may bear on; an axis that is not here bears on its whole component.
@@ -63,9 +71,20 @@ BEARS_ON = {
     "kv_heads": ("attention",),
     "head_dim": ("attention",),
     "mlp": ("MLP",),
-    "residual": ("attention's output", "MLP", "input of attention", "residual", "norm", "embedding", "visual tokens"),
+    "residual": (
+        "attention's output",
+        "MLP",
+        "input of attention",
+        "residual",
+        "norm",
+        "embedding",
+        "visual tokens",
+        "loss",
+    ),
     "sequence": ("inside attention", "rotary", "visual tokens", "norm", "loss"),
 }
+
+ELSEWHERE = {"context": ("attention", "order of positions"), "pipeline": ("stage", "decoder")}
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,8 @@ class Change:
             return bool(self.axes & axes)
         if part == "remat":
             return "recomputed" in place and place.startswith(COMPONENTS[rest])
+        if part in ELSEWHERE:
+            return any(word in place for word in ELSEWHERE[part])
         of_weights = "weights" in place or "gradients" in place
         if part not in COMPONENTS:
             return part not in ("documents", "model", "compiler", "topology") and not of_weights
@@ -147,6 +168,8 @@ def _effect(name: str, before: str, after: str) -> str:
     part, _, rest = name.partition(".")
     if part == "remat":
         return REMAT
+    if name in CHOICES:
+        return CHOICES[name]
     if part not in COMPONENTS or rest not in EFFECTS:
         return ""
     old, new = (set(value.split(" x ")) - {NONE} for value in (before, after))

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from ivl3_jax.data.markup import escape
 from ivl3_jax.lab.collectives import KINDS as COLLECTIVES
+from ivl3_jax.lab.collectives import SEND
 from ivl3_jax.lab.inventory import size
 from ivl3_jax.lab.layer_picture import collectives_of, layer_loops, layer_picture
 from ivl3_jax.lab.pictures import front, legend, scatter, stack
@@ -131,7 +132,7 @@ def layers(fitting: Sequence[Plan]) -> str:
         drawn.append(f'<div class="layer"><h3>{plan.number}. {escape(plan.name)}</h3>{"".join(parts)}</div>')
     if not drawn:
         return ""
-    kinds = [kind for kind in (*PARTS, *COLLECTIVES) if kind in seen]
+    kinds = [kind for kind in (*PARTS, *COLLECTIVES, SEND) if kind in seen]
     return (
         '<section><h2>One decoder layer</h2><p class="quiet">As the compiler has scheduled it, an iteration that '
         "follows another. Where the lane of compute shows its pale ground, the core waits. On a narrow screen the "

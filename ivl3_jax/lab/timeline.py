@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ivl3_jax.chips import Chip
 from ivl3_jax.lab.calibration import Calibration
-from ivl3_jax.lab.collectives import Collective, Network, inside, kind_of, message, table
+from ivl3_jax.lab.collectives import SEND, Collective, Network, inside, kind_of, message, table
 from ivl3_jax.lab.hlo import HOST, Computation, Instruction, Module
 from ivl3_jax.lab.places import place
 from ivl3_jax.lab.topology import PlacedMesh
@@ -297,7 +297,8 @@ class _Walker:
         self._start_on((DCN, instruction.opcode), instruction, seconds, DCN)
         if instruction.opcode == "send":
             between = self.network.between_slices
-            self.collectives.append(Collective("send", between, self.weight, size, True, instruction.op_name, seconds))
+            scope, where = instruction.op_name, self._place(instruction, SEND)
+            self.collectives.append(Collective(SEND, between, self.weight, size, True, scope, seconds, where))
 
     def _start(self, instruction: Instruction) -> None:
         """A move of memory, or an asynchronous call."""
@@ -323,7 +324,7 @@ class _Walker:
         start = max(self.now, self.lanes.get(key, 0.0))
         self.lanes[key] = self.flight[instruction.name] = start + seconds
         self.busy[lane] += seconds * self.weight
-        self._draw(start, seconds, lane, instruction, "memory moves" if lane != DCN else "send")
+        self._draw(start, seconds, lane, instruction, "memory moves" if lane != DCN else SEND)
 
     def _done(self, instruction: Instruction) -> None:
         moved = instruction.opcode.removesuffix("-done") in MOVES

@@ -36,7 +36,7 @@ def test_a_collective_that_became_another():
     text = compare(Answer.of(MEGATRON), Answer.of(SCATTERED), ("fsdp_tensor", "sequence"))
     assert all(len(line) <= COLUMNS for line in text.splitlines())
     assert "decoder.activations.residual: none -> tensor" in text
-    assert "the all-reduce after attention and MLP becomes a reduce-scatter" in text
+    assert "a reduce-scatter for an all-reduce" in text
     _, _, listed = text.partition("collectives that changed")
     place, first, second, why = listed.strip().splitlines()[2:6]
     assert place.strip() == MLP
@@ -73,6 +73,16 @@ def test_remat_bears_on_what_is_computed_again():
     assert not change.causes("ViT layers, recomputed: MLP, weights", {"fsdp"})
 
 
+def test_choices_of_attention_and_of_a_pipeline():
+    before, after = case("context", context=2).facts(), case("context", context=2).facts()
+    after["plan"]["context"]["attention"] = "ring"
+    (change,) = changes(before, after)
+    assert change.name == "context.attention" and change.after == "ring"
+    assert "round a ring" in change.effect
+    assert change.causes("decoder layers, forward: attention, keys and values round the ring", {"context"})
+    assert not change.causes("decoder layers, forward: MLP", {"context"})
+
+
 def test_files_in_the_command(tmp_path, capsys):
     assert main(["lab", "compare", saved(tmp_path, MEGATRON), saved(tmp_path, SCATTERED, "b.json")]) == 0
     assert "collectives that changed" in capsys.readouterr().out
@@ -97,14 +107,16 @@ def without(**changed):
         (lambda tmp_path: [str(tmp_path / "x.json")] * 2, 1, "x.json: No such file or directory"),
         (bad("{"), 1, "bad.json is not valid JSON"),
         (bad("[1]"), 1, "bad.json holds no table; it must be a file that `ivl3 lab compile --json` writes"),
-        (bad('{"loss": 1}'), 1, "bad.json lacks case, memory, collectives, versions, parts, step_seconds"),
+        (bad('{"loss": 1}'), 1, "bad.json lacks case, memory, collectives, versions, parts, model, plan"),
         (without(collectives=[{"kind": "all-gather"}]), 1, "it must be a file that `ivl3 lab compile --json` writes"),
-        (without(case={"plan": 3}), 1, "case.plan is no table"),
+        (without(case={"plan": 3}), 1, "bad.json: TypeError"),
+        (without(case={"plan": {}}), 1, "bad.json: KeyError: 'mesh'"),
+        (without(step_seconds="long"), 1, "step_seconds holds something else than numbers"),
         (without(memory={"total": "much"}), 1, "memory holds something else than numbers"),
         (lambda _: ["fsdp"], 2, "takes two plans or files before its options, A and B; 1 given"),
         (lambda _: [], 2, "A and B; 0 given"),
         (lambda _: ["a.json", "b.json", "--model", "1b"], 2, "options are for plans that are compiled"),
-        (lambda _: ["fsdp", "sequence", "--plan", "fsdp"], 2, "the two plans are given as A and B"),
+        (lambda _: ["fsdp", "sequence", "--plan", "fsdp"], 2, "plan is not a setting"),
         (lambda _: ["fsdp", "sequence", "--model", "1b"], 2, "topology must be given"),
         (lambda _: ["nope", "fsdp", "--model", "1b", "--topology", "v5e:4x4"], 1, "no sharding plan 'nope'"),
         (lambda _: ["fsdp", "fsdp", "--mesh-c", "{}"], 2, "mesh-c is not a setting"),

@@ -9,7 +9,7 @@ from ivl3_jax.lab.frames import frames
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.places import WORDS, place
 from ivl3_jax.lab.timeline import walk
-from tests.lab.modules import HEAD, entry, placed
+from tests.lab.modules import HEAD, busy, entry, loop, placed
 
 HERE = "jit(step)/jvp(decoder)/layers/while/body/closed_call/reshard"
 AGAIN = "jit(step)/transpose(jvp(vision))/layers/while/body/closed_call/checkpoint/rematted_computation/reshard"
@@ -56,6 +56,7 @@ def test_frames():
         (HERE, MLP, "all-gather", "", "decoder layers, forward: MLP, weights"),
         (HERE, MLP, "reduce-scatter", "", "decoder layers, forward: MLP"),
         (BACK, MLP, "all-reduce", "", "decoder layers, backward: MLP, gradients"),
+        (BACK, MLP, "all-gather", "", "decoder layers, backward: MLP, gradients"),
         (AGAIN, ("Attention.project", "Attention.__call__"), "", "", "ViT layers, recomputed: attention's q, k, v"),
         (HERE, (), "", "", "decoder layers, forward: laid out anew"),
         ("jit(step)/jvp()/shard_map/psum", ("cross_entropy",), "all-reduce", "",
@@ -99,3 +100,17 @@ def test_a_collective_of_several_without_a_name():
     found = walk(Module.read(text), placed("v5e:4x4", fsdp=4, tensor=4), lambda *_: None)
     (row,) = found.collectives
     assert row.place == "decoder layers, backward: MLP, gradients, and others"
+
+
+def test_events_tell_what_they_are():
+    """As the report draws them."""
+    gather = (
+        "  %g = bf16[64,1024,1024]{2,1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, replica_groups=[4,4]<=[16], "
+        f'dimensions={{0}}, metadata={{op_name="{HERE}" stack_frame_id=4}}\n'
+    )
+    text = loop(busy("w", 1000, "%x") + gather).replace(HEAD, HEAD + TABLES)
+    found = walk(Module.read(text), placed("v5e:4x4", fsdp=4, tensor=4), lambda *_: None)
+    work, moved = found.loops[0].events
+    assert (work.kind, work.axes, work.place) == ("memory moves", (), "decoder layers")
+    assert (moved.kind, moved.axes, moved.bytes) == ("all-gather", ("tensor",), 2 * 2**26)
+    assert moved.place == "decoder layers, forward: MLP, weights"

@@ -1,6 +1,7 @@
 """The report of a search: what is on the page and in the table, for many plans, few and none."""
 
 import csv
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -140,3 +141,11 @@ def test_a_layer():
     assert re.findall(r'class="lane-name"[^>]*>([^<]*)', drawn) == ["compute", "links (ICI)", "HBM moves (DMA)"]
     assert re.findall(r'class="told"[^>]*>([^<]*)', drawn) == ["all-reduce tensor 4.0 MiB", "all-gather fsdp 8.0 MiB"]
     assert layer_loops(timeline(loops=())) == []
+
+
+def test_the_layer_within_a_pipeline_and_around_a_ring():
+    around = dataclasses.replace(layer(), seconds=0.1, trips=99)
+    ring = dataclasses.replace(
+        layer(), seconds=1e-5, events=(dataclasses.replace(layer().events[0], place="attention"),)
+    )
+    assert layer_loops(timeline(loops=(ring, layer(), around))) == [layer()]
