@@ -1,0 +1,79 @@
+"""A state that was saved under one plan is restored under every other, bit by bit."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ivl3_jax.models.model import Model, abstract_model
+from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.training.config import SaveRecipe, TrainConfig
+from ivl3_jax.training.states import States
+from ivl3_jax.training.step import abstract_state, init_state
+from tests.lab.test_executed import SHIPPED, mesh_of
+from tests.models.small import changed
+
+# Widths that divide over eight; the padding of the vocabulary differs from plan to plan.
+CONFIG = changed(decoder={"layers": 2, "heads": 8, "kv_heads": 2})
+TRAIN = TrainConfig()
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The directory of each plan's state, all of the same values."""
+    directory = tmp_path_factory.mktemp("states")
+    for name in SHIPPED:
+        plan = ShardingPlan.read(name, mesh_of(name))
+        model = Model.init(CONFIG, plan, seed=4)
+        with jax.set_mesh(model.mesh):
+            state = init_state(model.params, TRAIN, plan)
+            # Fresh moments would be zeros: here they are the parameters and their squares.
+            moments = {"mu": model.params, "nu": jax.tree.map(lambda leaf: leaf * leaf, model.params)}
+            state = state._replace(optimizer=optax.tree_utils.tree_set(state.optimizer, **moments))
+            states = States(directory / name, SaveRecipe())
+            states.save(state, {}, {})
+            states.close()
+    return directory
+
+
+def values(state):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def restored(directory, name):
+    plan = ShardingPlan.read(name, mesh_of(name))
+    mesh = plan.make_mesh()
+    like = abstract_state(abstract_model(CONFIG, plan, mesh)[1], TRAIN, plan, mesh)
+    states = States(directory, SaveRecipe())
+    with jax.set_mesh(mesh):
+        state = states.newest(like).state
+    states.close()
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, like)
+    return values(state)
+
+
+@pytest.mark.parametrize("under", SHIPPED)
+def test_every_plans_state_under(under, saved):
+    """From the plan after it in the list, and from one device's; in `test-all` from every other."""
+    expected = restored(saved / under, under)
+    for source in (SHIPPED[SHIPPED.index(under) - 1], "single"):
+        assert_same(restored(saved / source, under), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("under", SHIPPED)
+def test_every_other_plans_state_under(under, saved):
+    expected = restored(saved / under, under)
+    for source in SHIPPED:
+        assert_same(restored(saved / source, under), expected)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        if "'table'" in path or "'head'" in path:  # which each plan pads to a size of its own
+            axis = 0 if "'table'" in path else 1
+            found[path], value = (x.take(range(CONFIG.decoder.vocab), axis) for x in (found[path], value))
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
