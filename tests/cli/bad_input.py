@@ -266,6 +266,50 @@ def _(work):
     return [*convert(work), "--layuot", "hf"]
 
 
+def lab(*options):
+    return ["lab", "compile", "--model", "1b", "--plan", "fsdp_tensor", "--tokens", "2048", *options]
+
+
+@case("a slice that is none")
+def _(work):
+    return lab("--topology", "v5e:3x3")
+
+
+@case("a slice of an unknown chip")
+def _(work):
+    return lab("--topology", "v7:4x4")
+
+
+@case("a model of no known size")
+def _(work):
+    return [*lab("--topology", "v5e:4x4"), "--model", "7b"]
+
+
+@case("a mesh larger than the slice")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--mesh", "{tensor: 32}")
+
+
+@case("more tiles than a row holds")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--tiles", "9")
+
+
+@case("heads that do not divide")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--mesh", "{tensor: 4}")
+
+
+@case("one plan to compare")
+def _(work):
+    return ["lab", "compare", "fsdp", "--model", "1b", "--topology", "v5e:4x4"]
+
+
+@case("a plan for too many devices")
+def _(work):
+    return ["lab", "run", "--plan", "fsdp", "--mesh", "{fsdp: 1024}"]
+
+
 @case("an unknown chip")
 def _(work):
     return ["bench", "kernels", "--chips", "v4"]
