@@ -21,7 +21,7 @@ COLLECTIVE = re.compile(r"\s+(?:ROOT )?%\S+ = \(?\w+\[.* ((?:all-|reduce-scatter
 
 
 def compiled(form) -> list[tuple[str, str]]:
-    """Gradients of a packed row over 8 places of a v5p-128: its kernels and collectives in order, each after its computation."""
+    """Gradients of a packed row on each 8 chips of a v5p-128: kernels and collectives in order, by computation."""
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:4x4x4", wrap=(True,) * 3).devices
