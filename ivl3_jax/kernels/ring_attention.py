@@ -169,23 +169,34 @@ def _forward(ring: Ring, q, k, v, ids) -> Partial:
     S = q.shape[1]
     q_ids = ring.ids(ids, 0, S)
 
-    def results(step, k, v) -> list[Partial]:
+    def results(step, here, under_way=None) -> tuple[jax.Array | None, list[Partial]]:
         meeting = ring.meeting(step, S)
-        operands, segments = _operands(meeting, q, k, v, q_ids, ring.ids(ids, step, S))
-        return meeting.results(*ring.choose(*operands[:2], segments[0]).attention(*operands, *segments, **meeting.mask))
+        operands, segments = _operands(meeting, q, here, q_ids, ring.ids(ids, step, S))
+        found = ring.choose(*operands[:2], segments[0]).attention(*operands, *segments, **meeting.mask)
+        under_way, found = _meanwhile(under_way, found)
+        return under_way, meeting.results(*found)
 
     def middle(step, carry):
         here, found = carry
-        following = ring.send(here)
-        return following, _merged([found, *results(step, *here)])
+        following, more = results(step, here, ring.send(here))
+        return following, _merged([found, *more])
 
-    following = ring.send(jnp.stack((k, v)))
-    found = _merged(results(0, k, v))
-    last, found = lax.fori_loop(1, ring.shards - 1, middle, (following, found))
-    return _merged([found, *results(ring.shards - 1, *last)])
+    here = jnp.stack((k, v))
+    following, found = results(0, here, ring.send(here))
+    last, whole = lax.fori_loop(1, ring.shards - 1, middle, (following, _merged(found)))
+    return _merged([whole, *results(ring.shards - 1, last)[1]])
 
 
-def _operands(meeting: _Meeting, q, k, v, q_ids, kv_ids):
+def _meanwhile(under_way, found):
+    """Both arguments, so that what is sent has come before what was `found` is put to use.
+
+    XLA's scheduler would else let the sums that follow a kernel hide what is sent, and send it after the kernel.
+    """
+    return lax.optimization_barrier((under_way, found))
+
+
+def _operands(meeting: _Meeting, q, kv, q_ids, kv_ids):
+    k, v = kv
     segments = (None, None) if q_ids is None else (meeting.queries(q_ids), meeting.keys(kv_ids))
     return (meeting.queries(q), meeting.keys(k), meeting.keys(v)), segments
 
@@ -211,30 +222,26 @@ def _backward(ring: Ring, saved, d_out):
     S = q.shape[1]
     q_ids = ring.ids(ids, 0, S)
 
-    def shares(step, k, v):
+    def shares(step, here, under_way=None):
         meeting = ring.meeting(step, S)
-        operands, segments = _operands(meeting, q, k, v, q_ids, ring.ids(ids, step, S))
+        operands, segments = _operands(meeting, q, here, q_ids, ring.ids(ids, step, S))
         merged = meeting.queries(out), meeting.queries(lse, axis=2), meeting.queries(d_out)
         run = ring.choose(*operands[:2], segments[0]).gradients
-        d_q, d_k, d_v = run(*operands, *segments, *merged, **meeting.mask)
-        return meeting.of_queries(d_q), jnp.stack((meeting.of_keys(d_k), meeting.of_keys(d_v)))
-
-    def work(step, here, d_q, gathered, d_kv):
-        # Nothing waits for what is sent until the next step.
-        arriving = ring.send(gathered + d_kv)
-        share, d_kv = shares(step, *here)
-        return d_q + share, arriving, d_kv
+        under_way, (d_q, d_k, d_v) = _meanwhile(under_way, run(*operands, *segments, *merged, **meeting.mask))
+        return under_way, meeting.of_queries(d_q), jnp.stack((meeting.of_keys(d_k), meeting.of_keys(d_v)))
 
     def middle(step, carry):
-        here, *sums = carry
-        following = ring.send(here)
-        return following, *work(step, here, *sums)
+        # `gathered` by these keys on their way, up to the step before the last; `d_kv` at that one, here.
+        here, gathered, d_q, d_kv = carry
+        under_way, share, d_kv = shares(step, here, (ring.send(here), ring.send(gathered + d_kv)))
+        return *under_way, d_q + share, d_kv
 
-    following = ring.send(jnp.stack((k, v)))
-    d_q, d_kv = shares(0, k, v)
-    last, *sums = lax.fori_loop(1, ring.shards - 1, middle, (following, d_q, jnp.zeros_like(d_kv), d_kv))
-    d_q, gathered, d_kv = work(ring.shards - 1, last, *sums)
-    d_k, d_v = ring.send(gathered + d_kv)
+    here = jnp.stack((k, v))
+    following, d_q, d_kv = shares(0, here, ring.send(here))
+    start = following, jnp.zeros_like(d_kv), d_q, d_kv
+    last, gathered, d_q, d_kv = lax.fori_loop(1, ring.shards - 1, middle, start)
+    gathered, share, d_kv = shares(ring.shards - 1, last, ring.send(gathered + d_kv))
+    d_q, (d_k, d_v) = d_q + share, ring.send(gathered + d_kv)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
