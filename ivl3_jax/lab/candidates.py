@@ -9,7 +9,7 @@ from ivl3_jax.lab.roofline import Estimate, estimate, leaves
 from ivl3_jax.lab.topology import Topology
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
-from ivl3_jax.sharding.remat import ATTENTION, INPUT, Remat
+from ivl3_jax.sharding.remat import ATTENTION, INPUT, POLICIES, Remat
 from ivl3_jax.sharding.validation import check_activations, check_batch, check_heads, check_microbatches, check_pipeline
 
 # Of the decoder; the ViT keeps its plan's. The last keeps what attention and the sums over `tensor` are made of.
@@ -17,6 +17,7 @@ REMATS = {
     "full": Remat(()),
     "attention": Remat((ATTENTION,)),
     "all but gate and up": Remat((ATTENTION, "q", "k", "v", "out", "down")),
+    "dots": POLICIES["dots"],
     "inputs on the host": Remat((ATTENTION,), (INPUT,)),
 }
 TENSOR = (2, 4, 8, 16)

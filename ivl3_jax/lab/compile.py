@@ -19,10 +19,10 @@ import jax
 from ivl3_jax.batch import empty_batch
 from ivl3_jax.chips import Chip
 from ivl3_jax.config import InternVLConfig
-from ivl3_jax.lab.options import options_of
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.models.adapters import with_adapters
 from ivl3_jax.models.model import abstract_model
+from ivl3_jax.sharding.compiler import options_of
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.loop import objective_of
@@ -121,13 +121,15 @@ def compile_step(
     state = abstract_state(params, train, plan, mesh)
     batch, reference = _abstract_batch(config, plan, placed, shape, train)
     with jax.set_mesh(mesh):
-        step: Any = make_step(graphdef, params, objective_of(train), train, config.tile_tokens, plan=plan)
+        step: Any = make_step(
+            graphdef, params, objective_of(train), train, config.tile_tokens, plan=plan, options=chosen
+        )
         key = jax.eval_shape(lambda: jax.random.key(0))
         lowered = step.trace(state, batch, reference, key).lower(lowering_platforms=("tpu",))
         traced, said = time.perf_counter(), []
         try:
             with _stderr(said):
-                done = lowered.compile(compiler_options=chosen)
+                done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             refused, seconds = _shortage(str(error)), time.perf_counter() - traced
             return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)

@@ -16,7 +16,7 @@ from ivl3_jax.lab.compile import Compiled, Memory, Shortage
 
 # The rooms of the package on which a compiled step depends, and what of the lab does.
 _ROOMS = ("sharding", "kernels", "layers", "models", "training")
-_FILES = ("batch.py", "chips.py", "config.py", "lab/compile.py", "lab/options.py", "lab/topology.py")
+_FILES = ("batch.py", "chips.py", "config.py", "lab/compile.py", "lab/topology.py")
 
 
 class Store:

@@ -61,7 +61,7 @@ class ShardingPlan:
         remat: policy of the layer scan by component (`vision`, `decoder`): a `Remat`, or the name of one: `none` saves
             every intermediate, `dots` what linear layers give and attention needs, `full` only what goes into layers.
         offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
-        compiler: XLA options by chip (v5e, v5p, v6e), over those that this project sets by itself.
+        compiler: XLA options by chip (v5e, v5p, v6e), over those in `sharding.compiler`; None takes one of these away.
         pipeline: of the decoder's layers, over the mesh axis `stage`.
         context: attention in the decoder where its `sequence` is sharded.
     """
@@ -73,7 +73,7 @@ class ShardingPlan:
     decoder: Rules = field(default_factory=Rules)
     remat: Mapping[str, str | Remat] = field(default_factory=dict)
     offload: tuple[str, ...] = ()
-    compiler: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    compiler: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     pipeline: Pipeline = Pipeline()
     context: Context = GATHER
 

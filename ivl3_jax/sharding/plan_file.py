@@ -109,7 +109,7 @@ def names(found: Any, allowed: Sequence[str], where: str, place: str) -> tuple[s
     return tuple(given)
 
 
-def compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str]]:
+def compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str | None]]:
     """XLA options by chip."""
     options = {}
     for chip, given in known(found, CHIPS, where, "compiler").items():
@@ -147,9 +147,9 @@ def context(found: Any, where: str) -> Context:
     return chosen
 
 
-def _option(value: Any) -> str:
+def _option(value: Any) -> str | None:
     """As XLA reads the value of an option."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def written(value: Any) -> Any:

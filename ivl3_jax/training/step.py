@@ -1,6 +1,6 @@
 """The training state and one optimizer step: pure, jitted, donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.kernels.chip import chip
 from ivl3_jax.models.model import Params
+from ivl3_jax.sharding.compiler import options_of
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
@@ -107,6 +108,7 @@ def make_step(
     tile_tokens: int,
     sources: int = 1,
     plan: ShardingPlan | None = None,
+    options: Mapping[str, bool | int | str] | None = None,
 ) -> TrainStep:
     """The jitted step(state, batch, reference, key) -> (state, metrics); the state is donated.
 
@@ -118,6 +120,7 @@ def make_step(
         graphdef: the model's. params: its parameters, or their shapes; only paths and ranks are looked at.
         tile_tokens: visual tokens of a tile. sources: data sources that losses are reported for.
         plan: says what is kept in the host's memory, and options of the compiler; nothing and none without.
+        options: of the compiler, in place of the plan's for the chip at hand.
     """
     trained = rates(params, config.components)
     optimizer, rate = make_optimizer(config, trained), learning_rate(config)
@@ -187,7 +190,8 @@ def make_step(
         )
         return kept._replace(step=state.step + 1, optimizer=_kept(kept.optimizer, plan)), metrics
 
-    options = plan.compiler.get(chip() or "") if plan else None
+    if options is None and plan is not None and (name := chip()) is not None:
+        options = options_of(name, plan)
     return jax.jit(step, donate_argnums=0, compiler_options=dict(options) if options else None)
 
 

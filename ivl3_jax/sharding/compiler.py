@@ -55,6 +55,10 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
 
 
 def options_of(chip: str, plan: ShardingPlan) -> dict[str, bool | int | str]:
-    """Options for a plan on a chip: those of the table, with those of offloading where it offloads, and its own."""
+    """Options for a plan on a chip: those of the table, with those of offloading where it offloads, and its own.
+
+    An option for which the plan has None is left out.
+    """
     offloads = bool(plan.offload) or any(plan.remat_of(part).offload for part in ("vision", "decoder"))
-    return {**OPTIONS[chip], **(OFFLOADING if offloads else {}), **plan.compiler.get(chip, {})}
+    chosen = {**OPTIONS[chip], **(OFFLOADING if offloads else {}), **plan.compiler.get(chip, {})}
+    return {name: value for name, value in chosen.items() if value is not None}
