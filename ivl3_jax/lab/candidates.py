@@ -133,15 +133,16 @@ def ranked(
 
 
 def _mixed(found: list[tuple[Case, Estimate]]) -> list[tuple[Case, Estimate]]:
-    """First the best of every mesh and way of sharding, then the second best of each, and so on.
+    """First the best of every plan and mesh, then the second best of each, and so on.
 
-    Guesses for what differs in remat and rows alone are closer to each other than to the truth.
+    Guesses for what differs in remat and rows alone are closer to each other than to the truth; of the forms of context
+    parallelism, which they hardly tell apart, the gather comes first.
     """
     places: dict[tuple, int] = {}
     order = []
     for case, guess in found:
         plan = case.plan
-        kind = plan.name.partition(",")[0], plan.mesh_shape, plan.context, plan.pipeline
+        kind = plan.name.partition(",")[0], plan.mesh_shape
         places[kind] = places.get(kind, 0) + 1
         order.append((places[kind], guess.seconds / case.tokens, len(order)))
     return [found[number] for _, _, number in sorted(order)]
