@@ -45,14 +45,20 @@ def run(argv: list[str]) -> int:
     summary, example = HELP.strip().splitlines()
     question = parse(SearchQuestion, argv, prog="ivl3 lab search", description=summary, example=example)
     from ivl3_jax.lab.candidates import ranked
+    from ivl3_jax.lab.labels import labels
     from ivl3_jax.lab.report import write_report
     from ivl3_jax.lab.search import search
 
     every = cases(question)
     chosen, rejected = ranked(every, most=question.compile)
     print(f"{len(every):,} plans; {len(chosen)} are compiled, the others cannot be, or promise less", file=sys.stderr)
-    constants, store = question.constants(), question.store()
-    tried = search([case for case, _ in chosen], store, calibration=constants, jobs=question.jobs, tell=_tell)
+    promising = [case for case, _ in chosen]
+    names = {id(case): name for case, name in zip(promising, labels(promising), strict=True)}
+
+    def tell(tried: "Tried", number: int, count: int) -> None:
+        print(f"{number:3}/{count}  {names[id(tried.case)]}: {_said(tried)}", file=sys.stderr, flush=True)
+
+    tried = search(promising, question.store(), calibration=question.constants(), jobs=question.jobs, tell=tell)
     rejected += [(each.case.name, each.failure) for each in tried if each.failure is not None]
     predictions = [each.prediction for each in tried if each.prediction is not None]
     facts = {
@@ -87,20 +93,14 @@ def cases(question: SearchQuestion) -> list["Case"]:
     return found
 
 
-def _tell(tried: "Tried", number: int, count: int) -> None:
+def _said(tried: "Tried") -> str:
+    """What came of a case, in a few words."""
     found = tried.prediction
     if found is None:
-        said = f"failed: {tried.failure}"
-    elif found.rate is None or not found.fits:
-        said = "does not fit"
-    else:
-        memory = found.compiled.memory
-        used = 0.0 if memory is None else memory.total / 2**30
-        said = f"{found.utilisation:.1%} MFU  {found.rate:,.0f} tokens/s a chip  {used:.1f} GiB"
+        return f"failed: {tried.failure}"
     kept = "kept" if tried.known else f"{tried.seconds:.0f} s"
-    case = tried.case
-    print(
-        f"{number:3}/{count}  {case.plan.name} ({case.mesh}), {case.rows:g} rows a chip: {said}  [{kept}]",
-        file=sys.stderr,
-        flush=True,
-    )
+    if found.rate is None or not found.fits:
+        return f"does not fit  [{kept}]"
+    memory = found.compiled.memory
+    used = 0.0 if memory is None else memory.total / 2**30
+    return f"{found.utilisation:.1%} MFU  {found.rate:,.0f} tokens/s a chip  {used:.1f} GiB  [{kept}]"
