@@ -11,7 +11,6 @@ import numpy as np
 
 from ivl3_jax.kernels.packed_blocks import backward_blocks, forward_blocks
 from ivl3_jax.kernels.packed_schedule import Blocks
-from ivl3_jax.kernels.packed_tiles import LANES
 from ivl3_jax.kernels.tpu_work import REGISTER, Call, Work
 
 
@@ -35,14 +34,14 @@ class Constants(NamedTuple):
 
 
 FORWARD = {
-    "v5e": Constants(pair=250, start=215, masked=90, score=0.75, queries=4.2, keys=0),
-    "v5p": Constants(pair=440, start=215, masked=90, score=0.75, queries=4.2, keys=0),
-    "v6e": Constants(pair=250, start=318, masked=90, score=1.0, queries=3.0, keys=0),
+    "v5e": Constants(pair=290, start=215, masked=100, score=0.75, queries=4.2, keys=0),
+    "v5p": Constants(pair=440, start=215, masked=100, score=0.75, queries=4.2, keys=0),
+    "v6e": Constants(pair=250, start=318, masked=150, score=1.0, queries=3.0, keys=0),
 }
 BACKWARD = {
-    "v5e": Constants(pair=560, start=0, masked=80, score=0, queries=8.4, keys=3.3),
-    "v5p": Constants(pair=700, start=0, masked=80, score=0, queries=8.4, keys=3.3),
-    "v6e": Constants(pair=500, start=70, masked=80, score=0.17, queries=6.0, keys=2.2),
+    "v5e": Constants(pair=640, start=0, masked=100, score=0, queries=8.8, keys=3.3),
+    "v5p": Constants(pair=700, start=0, masked=100, score=0, queries=8.8, keys=3.3),
+    "v6e": Constants(pair=570, start=70, masked=190, score=0.17, queries=6.5, keys=2.2),
 }
 
 
@@ -81,11 +80,11 @@ def pairs(S: int, L: int, blocks: Blocks, documents: int) -> Pairs:
     spans = range(0, seen.shape[1], L // blocks.kv)
     shards = range(0, seen.shape[0], S // blocks.q)
     return Pairs(
-        seen.sum() / calls,
-        full.sum() / calls,
-        in_pieces.sum() / calls,
-        sum(seen[:, i : i + L // blocks.kv].any(1).sum() for i in spans) / calls,
-        sum(seen[i : i + S // blocks.q].any(0).sum() for i in shards) / calls,
+        int(seen.sum()) / calls,
+        int(full.sum()) / calls,
+        int(in_pieces.sum()) / calls,
+        sum(int(seen[:, i : i + L // blocks.kv].any(1).sum()) for i in spans) / calls,
+        sum(int(seen[i : i + S // blocks.q].any(0).sum()) for i in shards) / calls,
     )
 
 
