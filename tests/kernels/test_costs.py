@@ -130,6 +130,12 @@ def test_pairs_are_those_that_the_kernels_take(blocks, T, S, L, documents):
     assert pairs(S, L, blocks, documents) == pytest.approx(Pairs(*np.mean(found, axis=0)))
 
 
+def test_rows_that_do_not_fill_their_blocks():
+    """768 queries in blocks of 256 come with 1,024 keys in blocks of 512, of which 256 are padding."""
+    found = pairs(768, 1024, Blocks(256, 512, 256, 256), 1)
+    assert found == Pairs(all=4, full=1, pieces=4, queries=3, keys=2)
+
+
 def test_shards_of_a_row_cost_what_the_row_does():
     for kernel in ("packed_attention_forward", "packed_attention_backward"):
         whole, shard = (cost(kernel, *packed(kernel, 1, S, 32768, 28, 4, 128), "v5p") for S in (32768, 4096))
