@@ -14,7 +14,7 @@ def _packed(B: int, S: int, N: int, K: int, H: int, documents: int = 1) -> Atten
     return Attention("packed", B, S, N, K, H, tuple(lengths))
 
 
-# The heads of InternVL3's sizes, many heads without groups, both ViTs, and the narrowest and widest vocabulary.
+# Heads of InternVL3's sizes, many heads without groups, both ViTs and fewer positions, two widths of the loss.
 FITTED: tuple[Attention | Loss, ...] = (
     _packed(1, 16384, 14, 2, 64),
     _packed(1, 16384, 28, 4, 128),
@@ -22,6 +22,7 @@ FITTED: tuple[Attention | Loss, ...] = (
     _packed(1, 2048, 64, 64, 128),
     Attention("vit-6b", 13, 1025, 25, 25, 128),
     Attention("vit-300m", 13, 1025, 16, 16, 64),
+    Attention("vit", 40, 513, 8, 8, 128),
     Loss("loss", 16384, 896),
     Loss("loss", 16384, 3584),
 )
@@ -39,7 +40,6 @@ OTHERS: tuple[Attention | Loss, ...] = (
     _packed(2, 4096, 8, 8, 64),
     _packed(1, 32768, 7, 1, 128),
     Attention("vit", 2, 1025, 25, 25, 128),
-    Attention("vit", 40, 513, 8, 8, 128),
     Attention("vit", 24, 257, 16, 16, 64),
     Loss("loss", 2048, 3584, 37920),
     Loss("loss", 4096, 8192, 38016),
