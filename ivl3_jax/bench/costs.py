@@ -40,7 +40,6 @@ OTHERS: tuple[Attention | Loss, ...] = (
     _packed(2, 4096, 8, 8, 64),
     _packed(1, 32768, 7, 1, 128),
     Attention("vit", 2, 1025, 25, 25, 128),
-    Attention("vit", 24, 257, 16, 16, 64),
     Loss("loss", 2048, 3584, 37920),
     Loss("loss", 4096, 8192, 38016),
     Loss("loss", 12288, 4096, 32000),
