@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from ivl3_jax.bench import decoding, loss, packed, timing, vit
+from ivl3_jax.bench.costs import modelled
 from ivl3_jax.bench.problems import Attention, Decoding, Loss
 from ivl3_jax.bench.schedule import Kernel
 from ivl3_jax.kernels.family import preferring
@@ -30,6 +31,7 @@ class Reading:
         matrix: the part of what the matrix units can do, padding's products included. units: of other units' slots.
         memory: cycles of the HBM traffic over `cycles`. around: cycles of XLA's own operations in our program, by the
             compiler's estimate, which are in no ratio: transpositions, lists; None where only a part of it is read.
+        model: cycles by the models of the kernels' costs; None where they do not know the segments.
         error: of ours interpreted in bfloat16, by v5's blocks, from the oracle in float32, see `timing.Timing`.
         blocks: sizes that were used, ours and theirs.
     """
@@ -46,6 +48,7 @@ class Reading:
     around: float | None
     other: str
     against: float | None
+    model: float | None
     error: float
     blocks: str
     bar: float | None
@@ -98,6 +101,7 @@ def read(
 
 def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks, bar) -> Reading:
     cycles = sum(kernel.cycles for kernel in kernels)
+    models = [modelled(kernel, problem) for kernel in kernels]
 
     def mean(value: Callable[[Kernel], float]) -> float:
         return sum(value(kernel) * kernel.cycles for kernel in kernels) / cycles
@@ -115,6 +119,7 @@ def _reading(chip, problem, part, kernels: list[Kernel], other, against, blocks,
         None if part == "forward" and not isinstance(problem, Decoding) else kernels[0].around,
         other if against is not None else "",
         against,
+        None if None in models else sum(filter(None, models)),
         _error(problem, part == "both"),
         blocks,
         bar,

@@ -25,12 +25,23 @@ from typing import Any
 
 from ivl3_jax.bench.bundles import SLOTS, Program, count_runs, read_program
 from ivl3_jax.kernels.tpu_chips import CHIPS
+from ivl3_jax.kernels.tpu_work import Array
 from ivl3_jax.libtpu import WITHOUT_TPU
+
+_CALL = re.compile(
+    r'%(\S+) = (\S.*?) custom-call\([^\n]*custom_call_target="tpu_custom_call", '
+    r"operand_layout_constraints={(.*?)}, \w+="
+)
+_TYPE = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel's schedule. `memory` are the cycles that its HBM traffic takes, None where that is not known."""
+    """One kernel's schedule.
+
+    `memory` are the cycles that its HBM traffic takes, None where that is not known; `operands` and `results` what the
+    compiled program calls it with.
+    """
 
     name: str
     chip: str
@@ -38,6 +49,8 @@ class Kernel:
     compute: float
     memory: float | None
     around: float  # the XLA fusions of the same program, by the compiler's estimate
+    operands: list[Array]
+    results: list[Array]
 
     @property
     def cycles(self) -> float:
@@ -128,7 +141,7 @@ def cycles_of(
         text, moved = pickle.loads(task.read_bytes())
         around = float(sum(map(int, re.findall(r' fusion\(.*"estimated_cycles":"(\d+)"', text))))
         kernels = []
-        for op in re.findall(r"%(\S+) = [^\n]*custom_call_target=\"tpu_custom_call\"", text):
+        for op, results, operands in _CALL.findall(text):
             # JAX puts the names of transformations around a kernel's own.
             name = max((known for known in moved if known in op), key=len, default=re.sub(r"\.\d+$", "", op))
             dump = _dump(Path(folder), op)
@@ -138,11 +151,16 @@ def cycles_of(
             compute = sum(region.cycles * region.runs for region in program.regions)
             bytes_ = (traffic or {}).get(name, moved.get(name))
             memory = None if bytes_ is None else CHIPS[chip].reading(bytes_)
-            kernel = Kernel(name, chip, program, compute, memory, around)
+            kernel = Kernel(name, chip, program, compute, memory, around, _arrays(operands), _arrays(results))
             if kernel.utilisation > 1 or max(kernel.use(unit) for unit in SLOTS) > 1:
                 raise ValueError(f"{name} on {chip}: the reading is impossible\n{kernel.describe()}")
             kernels.append(kernel)
     return kernels
+
+
+def _arrays(text: str) -> list[Array]:
+    """(dtype, shape) of each of the types that HLO text holds."""
+    return [(dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in _TYPE.findall(text)]
 
 
 def _dump(folder: Path, op: str) -> tuple[Path, Path]:

@@ -47,6 +47,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="with --chips: try all blocks of splash attention again",
     )
+    add(
+        "--models",
+        action="store_true",
+        help="with --chips: the models of the kernels' costs beside the schedule, on many more shapes; minutes a chip",
+    )
     add("--output", type=Path, metavar="DIR", help="write kernels.md and kernels.json there")
     return parser.parse_args(argv)
 
@@ -60,13 +65,18 @@ def run(argv: list[str]) -> int:
     if options.search and not (chips and against):
         raise UsageError("--search has a meaning only with --chips and --against=splash")
     names = _names("only", options.only, PROBLEMS)
+    if options.models and (not chips or against or names):
+        raise UsageError("--models has a meaning only with --chips, and with neither --only nor --against")
     from ivl3_jax.bench import problems as known
 
     problems = [known.PROBLEMS[name] for name in names or PROBLEMS]
-    found, head, cells = (
-        _by_schedule(problems, chips, bool(against), options.search) if chips else _by_clock(problems, against)
-    )
-    _report(found, head, cells, options.output)
+    if options.models:
+        table = _of_models(chips)
+    elif chips:
+        table = _by_schedule(problems, chips, bool(against), options.search)
+    else:
+        table = _by_clock(problems, against)
+    _report(*table, options.output)
     return 0
 
 
@@ -94,7 +104,7 @@ def _by_schedule(problems, chips: list[str], splash: bool, search: bool) -> Tabl
             for problem in problems:
                 yield from cases.read(problem, chip, splash=splash, search=search, say=say)
 
-    head = ["chip", "kernel", "pass", "Mcycles", "ms", "matrix", "then", "against", "ratio", "bar", "error"]
+    head = ["chip", "kernel", "pass", "Mcycles", "model", "ms", "matrix", "then", "against", "ratio", "bar", "error"]
     return readings, [*head, "HBM", "around", "blocks"], _reading
 
 
@@ -103,11 +113,25 @@ def _reading(reading) -> list[str]:
     other = f"{reading.against / 1e6:.3f}" if reading.against else ""
     ratio = "" if reading.ratio is None else f"{reading.ratio:.2f}"
     bar = "" if reading.bar is None else f"{reading.bar}"
-    numbers = f"{reading.cycles / 1e6:.3f}", f"{reading.milliseconds:.3f}"
+    model = "" if reading.model is None else f"{reading.model / reading.cycles - 1:+.0%}"
+    numbers = f"{reading.cycles / 1e6:.3f}", model, f"{reading.milliseconds:.3f}"
     shares = f"{reading.matrix:.0%}", f"{unit} {part:.0%}"
     around = "" if reading.around is None else f"{reading.around / 1e6:.3f}"
     rest = f"{reading.error:.0e}", f"{reading.memory:.0%}", around, reading.blocks
     return [reading.chip, reading.problem, reading.part, *numbers, *shares, other, ratio, bar, *rest]
+
+
+def _of_models(chips: list[str]) -> Table:
+    import_module("libtpu")
+
+    from ivl3_jax.bench import costs
+
+    return lambda say: costs.compare(chips, say), ["chip", "kernel", "shape", "fitted", "Mcycles", "model", "off"], _off
+
+
+def _off(compared) -> list[str]:
+    numbers = f"{compared.cycles / 1e6:.3f}", f"{compared.model / 1e6:.3f}", f"{compared.off:+.1%}"
+    return [compared.chip, compared.kernel, compared.problem, "yes" if compared.fitted else "", *numbers]
 
 
 def _by_clock(problems, against: list[str]) -> Table:
@@ -130,8 +154,14 @@ METHOD = """
 Cycles are the compiler's schedule of the kernels alone: bundles of each region times its runs, or what its matrix units
 or the memory traffic need where that is more; a lower bound. matrix: the part of what the matrix units can do, products
 with padding included. then: the unit that is fullest beside them. ratio: cycles over those in "against"; bar: what
-was asked of it at most. error: of the kernels interpreted in bfloat16, from the oracle in float32, root mean square,
-the worst of result and gradients, on a smaller problem.
+was asked of it at most. model: by which part the models of the kernels' costs have more cycles, or less. error: of the
+kernels interpreted in bfloat16, from the oracle in float32, root mean square, the worst of result and gradients, on a
+smaller problem.
+"""
+MODELS = """
+Cycles are the compiler's schedule of a kernel: bundles of each region times its runs, or what its matrix units or the
+memory traffic need where that is more. model: by the model of its cost, which no compiler takes part in. fitted: its
+constants are from this shape.
 """
 CLOCK = """
 Medians of five rounds. TFLOP/s are of what has to be computed; beside them the part of a large matrix product's rate.
@@ -168,13 +198,14 @@ def _report(found, head: Sequence[str], cells, output: Path | None) -> None:
             for row in rows:
                 drawn.add_row(*row[: len(shown)])
             console.print(drawn)
-            notes = {one.problem: one.title for one in results}
+            notes = {one.problem: one.title for one in results if hasattr(one, "title")}
             notes |= {one.implementation: one.why for one in results if getattr(one, "why", "")}
             if against := _against(results):
                 notes["against"] = against
             for name, note in notes.items():
                 console.print(f"{name}: {note}", highlight=False, markup=False, soft_wrap=True)
-            console.print(" ".join((METHOD if "Mcycles" in head else CLOCK).split()), highlight=False, markup=False)
+            words = MODELS if "off" in head else METHOD if "Mcycles" in head else CLOCK
+            console.print(" ".join(words.split()), highlight=False, markup=False)
             if output is not None:
                 lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
                 (output / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -34,14 +34,14 @@ class Constants(NamedTuple):
 
 
 FORWARD = {
-    "v5e": Constants(pair=250, start=215, masked=90, score=0.75, queries=4.2, keys=0),
-    "v5p": Constants(pair=440, start=215, masked=90, score=0.75, queries=4.2, keys=0),
-    "v6e": Constants(pair=250, start=318, masked=90, score=1.0, queries=3.0, keys=0),
+    "v5e": Constants(pair=290, start=215, masked=100, score=0.75, queries=4.2, keys=0),
+    "v5p": Constants(pair=440, start=215, masked=100, score=0.75, queries=4.2, keys=0),
+    "v6e": Constants(pair=250, start=318, masked=150, score=1.0, queries=3.0, keys=0),
 }
 BACKWARD = {
-    "v5e": Constants(pair=560, start=0, masked=80, score=0, queries=8.4, keys=3.3),
-    "v5p": Constants(pair=700, start=0, masked=80, score=0, queries=8.4, keys=3.3),
-    "v6e": Constants(pair=500, start=70, masked=80, score=0.17, queries=6.0, keys=2.2),
+    "v5e": Constants(pair=640, start=0, masked=100, score=0, queries=8.8, keys=3.3),
+    "v5p": Constants(pair=700, start=0, masked=100, score=0, queries=8.8, keys=3.3),
+    "v6e": Constants(pair=570, start=70, masked=190, score=0.17, queries=6.5, keys=2.2),
 }
 
 
@@ -66,35 +66,37 @@ def pairs(S: int, L: int, blocks: Blocks, documents: int) -> Pairs:
     """For a causal row of equal segments.
 
     Args:
-        S, L: queries and keys of a call, multiples of the blocks. The row has as many as the larger; where the other is
-            less, it is one of the parts into which the row's queries, or keys, are cut.
+        S, L: queries and keys of a call, multiples of the blocks. The row has as many as the larger, unless L is S made
+            up to whole blocks; where the other is less, it is one of the parts into which the row's queries, or keys,
+            are cut.
         documents: how many segments the row is made up of.
     """
-    T = max(S, L)
-    ids = np.arange(T, dtype=np.int64) * documents // T
-    seen, full = _seen(ids, blocks)
-    seen_pieces, _ = _seen(ids, Blocks(blocks.q_piece, blocks.kv_piece, blocks.q_piece, blocks.kv_piece))
+    T = S if 0 <= L - S < blocks.kv else max(S, L)
+    nq, nk = -(-T // blocks.q), -(-T // blocks.kv)
     m, n = blocks.q // blocks.q_piece, blocks.kv // blocks.kv_piece
-    in_pieces = seen_pieces.reshape(len(seen), m, -1, n).sum((1, 3)) * ~full
-    calls = (T / S) * (T / L)
-    spans = range(0, seen.shape[1], L // blocks.kv)
-    shards = range(0, seen.shape[0], S // blocks.q)
+    ids = np.arange(T, dtype=np.int64) * documents // T
+    seen, full = _seen(ids, nq, nk, blocks.q, blocks.kv)
+    in_pieces = _seen(ids, nq * m, nk * n, blocks.q_piece, blocks.kv_piece)[0].reshape(nq, m, nk, n).sum((1, 3)) * ~full
+    calls = (T / S) * max(1, T / L)
+    shards, spans = range(0, nq, S // blocks.q), range(0, nk, L // blocks.kv)
     return Pairs(
-        seen.sum() / calls,
-        full.sum() / calls,
-        in_pieces.sum() / calls,
-        sum(seen[:, i : i + L // blocks.kv].any(1).sum() for i in spans) / calls,
-        sum(seen[i : i + S // blocks.q].any(0).sum() for i in shards) / calls,
+        int(seen.sum()) / calls,
+        int(full.sum()) / calls,
+        int(in_pieces.sum()) / calls,
+        sum(int(seen[:, i : i + L // blocks.kv].any(1).sum()) for i in spans) / calls,
+        sum(int(seen[i : i + S // blocks.q].any(0).sum()) for i in shards) / calls,
     )
 
 
-def _seen(ids: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """bool [q blocks, kv blocks] twice, whether some query sees some key and whether all see all, of rising ids."""
-    first_q, last_q = ids[:: blocks.q, None], ids[blocks.q - 1 :: blocks.q, None]
-    first_kv, last_kv = ids[:: blocks.kv], ids[blocks.kv - 1 :: blocks.kv]
-    query, key = np.arange(0, len(ids), blocks.q)[:, None], np.arange(0, len(ids), blocks.kv)
-    seen = (first_q <= last_kv) & (first_kv <= last_q) & (key <= query + blocks.q - 1)
-    return seen, (last_q == first_kv) & (first_q == last_kv) & (key + blocks.kv - 1 <= query)
+def _seen(ids: np.ndarray, nq: int, nk: int, q: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool [nq, nk] twice, whether some query sees some key and whether all see all; behind rising ids is padding."""
+    query, key, last = np.arange(nq)[:, None] * q, np.arange(nk) * kv, len(ids) - 1
+    first_q, last_q, first_kv, last_kv = (
+        ids[np.minimum(place, last)] for place in (query, query + q - 1, key, key + kv - 1)
+    )
+    seen = (first_q <= last_kv) & (first_kv <= last_q) & (key <= query + q - 1) & (query <= last) & (key <= last)
+    one = (first_q == last_q) & (first_kv == last_kv) & (first_q == first_kv)
+    return seen, one & (key + kv - 1 <= query) & (query + q - 1 <= last)
 
 
 def forward(call: Call) -> Work:

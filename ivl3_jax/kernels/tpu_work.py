@@ -40,7 +40,7 @@ class Call:
         """The shapes of some operands, then of some results: those that are named with the rank that they have.
 
         Raises:
-            ValueError: there are none such, or one that is not of integers is not bfloat16 or float32.
+            ValueError: there are none such.
         """
         found = []
         for what, arrays, ranks in (("operand", self.operands, operands), ("result", self.results, results)):

@@ -25,6 +25,7 @@ def test_help(capsys):
             "option --against 'splosh' is unknown; there are splash, tokamax, cudnn",
         ),
         (["--against", "xla", "--chips", "v6e"], "by the schedule only splash attention can be read"),
+        (["--models"], "--models has a meaning only with --chips, and with neither --only nor --against"),
         (["--search"], "--search has a meaning only with --chips and --against=splash"),
     ],
 )
