@@ -1,5 +1,7 @@
 """A state that was saved under one plan is restored under every other, bit by bit."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -77,3 +79,21 @@ def assert_same(found, expected):
             axis = 0 if "'table'" in path else 1
             found[path], value = (x.take(range(CONFIG.decoder.vocab), axis) for x in (found[path], value))
         np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_moments_that_live_on_the_host(tmp_path):
+    """They are saved from there and restored to there."""
+    plan = dataclasses.replace(ShardingPlan.read("fsdp", {"fsdp": 8}), offload=("optimizer",))
+    model = Model.init(CONFIG, plan, seed=4)
+    with jax.set_mesh(model.mesh):
+        state = init_state(model.params, TRAIN, plan)
+        states = States(tmp_path, SaveRecipe())
+        states.save(state, {}, {})
+        states.close()
+        like = abstract_state(abstract_model(CONFIG, plan, model.mesh)[1], TRAIN, plan, model.mesh)
+        states = States(tmp_path, SaveRecipe())
+        found = states.newest(like).state
+        states.close()
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(found.optimizer) if leaf.ndim}
+    assert kinds == {"pinned_host"}
+    assert_same(values(found), values(state))
