@@ -17,9 +17,20 @@ WORDS = {
     "model": "{}",
     "remat.decoder": "remat {}",
     "remat.vision": "ViT remat {}",
+    "context": "{}",
+    "pipeline": "{}",
 }
 ASKED = ("rows", "batch.tokens", "batch.tiles", "documents", "topology", "model")
-LEFT_OUT = ("plan.name", "plan.mesh", "plan.remat", "config", "batch.rows", "batch.segments")
+LEFT_OUT = (
+    "plan.name",
+    "plan.mesh",
+    "plan.remat",
+    "plan.context",
+    "plan.pipeline",
+    "config",
+    "batch.rows",
+    "batch.segments",
+)
 
 
 def labels(cases: Sequence[Case]) -> list[str]:
@@ -40,6 +51,10 @@ def fields(case: Case) -> dict[str, str]:
     """What a case is made of but for its mesh and the sizes of its model, each value as text."""
     found = {"rows": f"{case.rows:g}"}
     found |= {f"remat.{part}": policy_name(case.plan.remat_of(part)) for part in ("decoder", "vision")}
+    if case.plan.mesh.get("context", 1) > 1:
+        found["context"] = " ".join((case.plan.context.attention, case.plan.context.order))
+    if (schedule := case.plan.schedule) is not None:
+        found["pipeline"] = f"{schedule.microbatches} microbatches, {schedule.repeats} rounds"
     flat = flattened(case.facts())
     return found | {name: value for name, value in flat.items() if not name.startswith(LEFT_OUT)}
 
