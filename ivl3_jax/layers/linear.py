@@ -1,6 +1,7 @@
 """Dense projections, from and to any number of dimensions."""
 
 import math
+from collections.abc import Set
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
-from ivl3_jax.sharding.local import mesh_axes
+from ivl3_jax.sharding.local import mesh_axes, shard_count
 from ivl3_jax.sharding.plan import Rules
 
 
@@ -74,14 +75,14 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     """
     n = (x.ndim + kernel.ndim - len(layout)) // 2
     leading, outputs = x.ndim - n, kernel.shape[n:]
-    # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
-    kernel = merged(merged(kernel, n, kernel.ndim), 0, n)
     x = merged(x, leading, x.ndim)
     spec, out = jax.typeof(x).sharding.spec, PartitionSpec(*layout[: leading + 1])
     # Within a stage of a pipeline JAX knows no sums that are yet to be made.
     explicit = jax.sharding.get_abstract_mesh().are_all_axes_explicit
     rows = mesh_axes(*spec[:leading]) if explicit else set()
-    kernel = reshard(kernel, PartitionSpec(in_use[0], in_use[n], reduced=rows))
+    # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
+    kernel = merged(merged(kernel, n, kernel.ndim, rows), 0, n, rows)
+    kernel = gathered(kernel, PartitionSpec(in_use[0], in_use[n]), rows)
     if not explicit or PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
         y = jnp.dot(x, kernel, out_sharding=out)
     else:  # the sum over the devices that share the inputs is scattered over positions
@@ -90,11 +91,29 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     return y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
 
 
-def merged(x: jax.Array, start: int, stop: int) -> jax.Array:
-    """x with its dimensions start .. stop - 1 made one, of which only the first stays sharded."""
+def gathered(kernel: jax.Array, in_use: PartitionSpec, rows: Set[str]) -> jax.Array:
+    """A matrix brought to the layout `in_use`; its gradient is a sum over the mesh axes `rows`.
+
+    Where both dimensions are gathered, one after the other, the one with fewer shards first: for both at once XLA makes
+    an all-reduce of zeros, and so it does for the gradient.
+    """
+    spec = jax.typeof(kernel).sharding.spec
+    stored, used = spec.partitions, in_use.partitions
+    freed = [mesh_axes(here) - mesh_axes(there) for here, there in zip(stored, used, strict=True)]
+    if all(freed):
+        first = min((0, 1), key=lambda axis: shard_count(tuple(freed[axis])))
+        step = (used[0], stored[1]) if first == 0 else (stored[0], used[1])
+        kernel = reshard(kernel, PartitionSpec(*step, reduced=spec.reduced | (freed[first] & rows)))
+    return reshard(kernel, PartitionSpec(*used, reduced=rows))
+
+
+def merged(x: jax.Array, start: int, stop: int, rows: Set[str] = frozenset()) -> jax.Array:
+    """x with its dimensions start .. stop - 1 made one, whose first stays sharded alone; `rows` as in `gathered`."""
     if stop - start == 1:
         return x
-    shape, spec = x.shape, jax.typeof(x).sharding.spec
-    layout = PartitionSpec(*spec[: start + 1], *spec[stop:])
-    x = reshard(x, PartitionSpec(*spec[: start + 1], *(None,) * (stop - start - 1), *spec[stop:]))
+    shape, layout = x.shape, jax.typeof(x).sharding.spec
+    spec = layout.partitions
+    reduced = layout.reduced | (mesh_axes(*spec[start + 1 : stop]) & rows)
+    x = reshard(x, PartitionSpec(*spec[: start + 1], *(None,) * (stop - start - 1), *spec[stop:], reduced=reduced))
+    layout = PartitionSpec(*spec[: start + 1], *spec[stop:], reduced=reduced)
     return x.reshape(*shape[:start], math.prod(shape[start:stop]), *shape[stop:], out_sharding=layout)
