@@ -46,7 +46,7 @@ WORDS = {
     "tree_norm": "norm of the gradient",
     "make_step": "update",
 }
-WEIGHTS = ("contract", "Linear.__call__")  # which bring a weight to where it is used
+WEIGHTS = ("contract", "brought", "merged", "Linear.__call__")  # which bring a weight to where it is used
 OPERATIONS = {
     "reshard": "laid out anew",
     "dot_general": "product",

@@ -82,7 +82,7 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     rows = mesh_axes(*spec[:leading]) if explicit else set()
     # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
     kernel = merged(merged(kernel, n, kernel.ndim, rows), 0, n, rows)
-    kernel = gathered(kernel, PartitionSpec(in_use[0], in_use[n]), rows)
+    kernel = brought(kernel, PartitionSpec(in_use[0], in_use[n]), rows)
     if not explicit or PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
         y = jnp.dot(x, kernel, out_sharding=out)
     else:  # the sum over the devices that share the inputs is scattered over positions
@@ -91,7 +91,7 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     return y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
 
 
-def gathered(kernel: jax.Array, in_use: PartitionSpec, rows: Set[str]) -> jax.Array:
+def brought(kernel: jax.Array, in_use: PartitionSpec, rows: Set[str]) -> jax.Array:
     """A matrix brought to the layout `in_use`; its gradient is a sum over the mesh axes `rows`.
 
     Where both dimensions are gathered, one after the other, the one with fewer shards first: for both at once XLA makes
@@ -108,7 +108,7 @@ def gathered(kernel: jax.Array, in_use: PartitionSpec, rows: Set[str]) -> jax.Ar
 
 
 def merged(x: jax.Array, start: int, stop: int, rows: Set[str] = frozenset()) -> jax.Array:
-    """x with its dimensions start .. stop - 1 made one, whose first stays sharded alone; `rows` as in `gathered`."""
+    """x with its dimensions start .. stop - 1 made one, whose first stays sharded alone; `rows` as in `brought`."""
     if stop - start == 1:
         return x
     shape, layout = x.shape, jax.typeof(x).sharding.spec
