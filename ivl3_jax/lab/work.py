@@ -1,6 +1,7 @@
 """What an instruction has to do: operations of its matrix products, and bytes between HBM and the core."""
 
 import re
+from collections.abc import Collection
 from math import prod
 
 from ivl3_jax.lab.hlo import HBM, Computation, Instruction, Module, Shape
@@ -28,18 +29,30 @@ def operations(module: Module, computation: Computation, instruction: Instructio
 def traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it, each operand once, as stored."""
     inside = module.computations[instruction.called[0]] if instruction.opcode == "fusion" else None
+    passed_in, passed_out = _passed_on(instruction)
     total = 0.0
     for number, name in enumerate(instruction.operands):
         operand = computation.by_name.get(name)
-        if operand is None:
+        if operand is None or number in passed_in:
             continue
         part = _part_read(module, inside, number) if inside else _own_part(computation, instruction, number)
         total += part if part is not None and _in_hbm(operand.shapes) else _stored(operand.shapes)
-    written = _part_written(module, inside, inside.root) if inside else None
+    written = _part_written(module, inside, inside.root, passed_out) if inside else None
     if instruction.opcode == "dynamic-update-slice":
         written = float(computation.by_name[instruction.operands[1]].shapes[0].stored)
         total = written
-    return total + (written if written is not None else _stored(instruction.shapes))
+    if written is None:
+        written = _stored(tuple(shape for number, shape in enumerate(instruction.shapes) if number not in passed_out))
+    return total + written
+
+
+def _passed_on(instruction: Instruction) -> tuple[set[int], set[int]]:
+    """Operands and results of a fusion that are one buffer, where it carries a piece of a collective: links fill it."""
+    aliases = instruction.attribute(r"output_to_operand_aliasing=\{(.*?\)\})")
+    if aliases is None or "async_collective" not in "".join(instruction.called):
+        return set(), set()
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", aliases)
+    return {int(operand) for _, operand in pairs}, {int(result) for result, _ in pairs}
 
 
 def _in_hbm(shapes: tuple[Shape, ...]) -> bool:
@@ -84,10 +97,11 @@ def _part_read(module: Module, inside: Computation, number: int) -> float | None
     return read
 
 
-def _part_written(module: Module, inside: Computation, root: Instruction) -> float | None:
+def _part_written(module: Module, inside: Computation, root: Instruction, but: Collection[int] = ()) -> float | None:
     """Bytes that a fusion writes where it updates buffers in place; None where it writes all of its result."""
     if root.opcode == "tuple":
-        parts = [(inside.by_name[name], _part_written(module, inside, inside.by_name[name])) for name in root.operands]
+        written = [inside.by_name[name] for number, name in enumerate(root.operands) if number not in but]
+        parts = [(each, _part_written(module, inside, each)) for each in written]
         return sum(_stored(each.shapes) if part is None else part for each, part in parts)
     while root.opcode in ("bitcast", "reshape"):
         root = inside.by_name[root.operands[0]]

@@ -7,7 +7,7 @@ from ivl3_jax.lab.collectives import HOP
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.timeline import Timeline, walk
 from ivl3_jax.lab.work import operations, traffic
-from tests.lab.modules import busy, entry, loop, placed
+from tests.lab.modules import HEAD, busy, entry, loop, placed
 
 EXACT = Calibration(products=1, vectors=1, hbm=1, ici=1, dcn=1, host=1)
 ARRAY = "f32[8,128]{1,0:T(8,128)}"
@@ -216,6 +216,24 @@ def test_work_of_a_product():
     assert operations(module, module.entry, fusion) == 2 * 512 * 1024 * 2048
     # Of the stacked weights one layer is read.
     assert traffic(module, module.entry, fusion) == 2 * (512 * 1024 + 1024 * 2048 + 512 * 2048) + 4
+
+
+def test_a_buffer_that_a_fusion_passes_on_to_the_links_is_no_traffic():
+    """A piece of a gather rides along: its buffer of 64 MiB is one operand and one result, which it does not touch."""
+    small, large = "bf16[512,1024]{1,0:T(8,128)(2,1)}", "bf16[4096,8192]{1,0:T(8,128)(2,1)}"
+    both = f"({small}, {large})"
+    module = Module.read(
+        HEAD + "%async_collective_fusion.1 (p0: bf16[512,1024], p1: bf16[4096,8192]) -> (bf16[512,1024]) {\n"
+        f"  %p0 = {small} parameter(0)\n  %p1 = {large} parameter(1)\n  %twice = {small} add(%p0, %p0)\n"
+        f"  ROOT %out = {both} tuple(%twice, %p1)\n}}\n\n"
+        "ENTRY %main (a: bf16[512,1024], b: bf16[4096,8192]) -> bf16[512,1024] {\n"
+        f"  %a = {small} parameter(0)\n  %b = {large} parameter(1)\n"
+        f"  %fusion.1 = {both} fusion(%a, %b), kind=kOutput, output_to_operand_aliasing={{{{1}}: (1, {{}})}}, "
+        "calls=%async_collective_fusion.1\n"
+        f"  ROOT %r = {small} get-tuple-element(%fusion.1), index=0\n}}\n"
+    )
+    fusion = module.entry.by_name["fusion.1"]
+    assert traffic(module, module.entry, fusion) == 2 * 2 * 512 * 1024
 
 
 @pytest.mark.parametrize(
