@@ -87,4 +87,7 @@ def test_where_adapters_lie():
     assert layer["attention"]["q"]["lora_b"].sharding.spec == P(None, None, "tensor", None)
     assert layer["mlp"]["down"]["lora_a"].sharding.spec == P(None, "tensor", None)
     assert layer["mlp"]["down"]["lora_b"].sharding.spec == P(None, None, "fsdp")
-    assert params["vision"]["layers"]["mlp"]["up"]["lora_a"].sharding.spec == P(None, ("fsdp", "tensor"), None)
+    vision = params["vision"]["layers"]
+    assert vision["mlp"]["up"]["lora_a"].sharding.spec == P(None, "fsdp", None)
+    assert vision["mlp"]["up"]["lora_b"].sharding.spec == P(None, None, "tensor")
+    assert vision["attention"]["q"]["lora_b"].sharding.spec == P(None, None, None, "tensor")

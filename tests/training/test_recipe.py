@@ -117,7 +117,7 @@ def test_a_run_on_a_mesh_from_a_fresh_model(data, tmp_path):
         ({"data__tokens": 20}, [], 1, "but a row has room for 20"),
         ({"data__tiles": 1}, [], 1, "tiles, but a row has room for 1"),
         ({"data__rows": 3, "sharding": {"plan": "fsdp_tensor", "mesh": {"fsdp": 2}}}, [], 1, "batch = 3, which does"),
-        ({"sharding": {"plan": "fsdp_tensr"}}, [], 1, "no sharding plan 'fsdp_tensr'; shipped: fsdp_tensor, single"),
+        ({"sharding": {"plan": "fsdp_tensr"}}, [], 1, "no sharding plan 'fsdp_tensr'; shipped: context, "),
         ({"model": {"checkpoint": "nowhere"}}, [], 1, "there is no directory nowhere"),
     ],
 )  # fmt: skip
