@@ -39,11 +39,18 @@ class SearchQuestion(Setting):
     compile: int = 12
     jobs: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("compile", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
 
 def run(argv: list[str]) -> int:
     """Prints a line for each plan, and where the report is; 1 where no plan fits."""
     summary, example = HELP.strip().splitlines()
     question = parse(SearchQuestion, argv, prog="ivl3 lab search", description=summary, example=example)
+    from ivl3_jax.lab.calibration import HELD_OUT
     from ivl3_jax.lab.candidates import ranked
     from ivl3_jax.lab.labels import labels
     from ivl3_jax.lab.report import write_report
@@ -61,12 +68,9 @@ def run(argv: list[str]) -> int:
     tried = search(promising, question.store(), calibration=question.constants(), jobs=question.jobs, tell=tell)
     rejected += [(each.case.name, each.failure) for each in tried if each.failure is not None]
     predictions = [each.prediction for each in tried if each.prediction is not None]
-    facts = {
-        "model": question.model,
-        "slice": question.topology,
-        "plans": f"{len(every):,}",
-        "held-out error": "2.8% mean, 5.0% worst, on three published runs (docs/lab.md)",
-    }
+    facts = {"model": question.model, "slice": question.topology, "plans": f"{len(every):,}"}
+    if question.calibration is None:
+        facts["held-out error"] = HELD_OUT
     page = write_report(question.output, predictions, rejected, facts)
     best = next((each for each in predictions if each.fits), None)
     if best is None:

@@ -67,9 +67,8 @@ def search(
                 take(case, _failure(future), False)
                 pool.shutdown()
     except BaseException:
-        for _, pool in pending.values():
-            for process in (pool._processes or {}).values():
-                process.terminate()
+        for process in multiprocessing.active_children():
+            process.terminate()
         raise
     return sorted(tried, key=_order)
 

@@ -61,7 +61,7 @@ class ShardingPlan:
         remat: policy of the layer scan by component (`vision`, `decoder`): a `Remat`, or the name of one: `none` saves
             every intermediate, `dots` what linear layers give and attention needs, `full` only what goes into layers.
         offload: what lives in the host's memory between steps: nothing, or `optimizer`, the moments.
-        compiler: XLA options by chip (v5e, v5p, v6e), over those in `sharding.compiler`; None takes one of these away.
+        compiler: XLA options by chip (v5e, v5p, ...), over those in `sharding.compiler`; None takes one of these away.
         pipeline: of the decoder's layers, over the mesh axis `stage`.
         context: attention in the decoder where its `sequence` is sharded.
     """

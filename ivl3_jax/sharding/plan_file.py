@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
+from ivl3_jax.chips import CHIPS
 from ivl3_jax.sharding.axes import MESH_AXES
 from ivl3_jax.sharding.context import ATTENTION, ORDERS, Context
 from ivl3_jax.sharding.pipeline import Pipeline
 from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
-CHIPS = ("v5e", "v5p", "v6e")
 
 Table = Mapping[str, tuple[str, ...]]
 

@@ -101,3 +101,15 @@ def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(lab, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"ivl3 lab compile needs the TPU compiler, though no TPU; install it: pip"):
         lab.run(["compile", "--model", "1b"])
+
+
+@pytest.mark.parametrize("field", ["compile", "jobs"])
+def test_a_search_of_nothing(field):
+    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least 1"):
+        lab_search.SearchQuestion(**ASKED, **{field: 0})
+
+
+def test_a_search_without_a_case(tmp_path, capsys):
+    asked = [*OPTIONS, "--most-tokens=0.000001", f"--cache={tmp_path}", f"--output={tmp_path / 'out'}"]
+    assert lab_search.run(asked) == 1
+    assert "no plan fits; the report is" in capsys.readouterr().out

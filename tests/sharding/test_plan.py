@@ -40,7 +40,7 @@ def read(tmp_path, text, **mesh):
         ("remat: {decoder: [q]}", "remat.decoder is ['q']; use one of none, dots, full, or tables save and offload"),
         ("offload: [params]", "offload names 'params'; known there: optimizer"),
         ("offload: {optimizer: true}", "offload is {'optimizer': True}; it must be a list of optimizer"),
-        ("compiler: {v7: {}}", "unknown 'compiler.v7'; known there: v5e, v5p, v6e"),
+        ("compiler: {v7: {}}", "unknown 'compiler.v7'; known there: v4, v5e, v5p, v6e"),
         ("compiler: {v5e: fast}", "compiler.v5e is 'fast'; it must be a table of XLA options"),
         ("extends: [fsdp]", "extends is ['fsdp']; it must be the name of a shipped plan or a YAML file"),
         ("remat: {projector: full}", "unknown 'remat.projector'; known there: vision, decoder"),
