@@ -95,13 +95,13 @@ def _executed(problem: Attention, blocks, backward: bool) -> tuple[int, list[flo
     return count, [float(part.mean()) for part in reached], float(problem.K * moved)
 
 
-def splash_program(problem: Attention, sizes: splash.Sizes):
-    """Already transposed to [N, S, H] and scaled; fused backward."""
+def splash_program(problem: Attention, sizes: splash.Sizes, fused: bool = True):
+    """Already transposed to [N, S, H] and scaled; `fused`: the backward pass is one kernel."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     S = problem.S
-    attend = splash.make(masks.CausalMask((S, S)), problem.N, sizes)
+    attend = splash.make(masks.CausalMask((S, S)), problem.N, sizes, fused)
 
     def run(q, k, v, ids, d_out):
         return both_passes(lambda *x: attend(*x, segment_ids=kernel.SegmentIds(ids, ids)), q, k, v, d_out)
@@ -110,18 +110,28 @@ def splash_program(problem: Attention, sizes: splash.Sizes):
     return run, [q, kv, kv, jax.ShapeDtypeStruct((S,), jnp.int32), q]
 
 
+def splash_kernels(problem: Attention, chip: str, sizes: splash.Sizes, fused: bool = True) -> list[Kernel]:
+    """Splash attention's kernels with blocks of these sizes."""
+    queries, keys, _ = sizes
+    nq, nk = problem.S // queries, problem.S // keys
+    blocks = packed_schedule.Blocks(queries, keys, queries, keys)
+    run = packed_schedule.most_pairs(1, nq, nk, blocks, True, 0) / (nq * nk)
+
+    def guards(each: int) -> dict[int, float]:
+        return {0: 1 / each, 1: run, 2: 1 / each}  # sums are zeroed, steps taken, and sums written out
+
+    # k's and v's gradients are summed over all queries of a kv head.
+    by_kernel = {splash.FORWARD: guards(nk), splash.BACKWARD: guards(nq * problem.N // problem.K)}
+    if not fused:
+        by_kernel[splash.BACKWARD_OF_QUERIES] = guards(nk)
+    return cycles_of(splash_program, problem, sizes, fused, chip=chip, guards=by_kernel)
+
+
 def theirs(problem: Attention, chip: str, search: bool, say: Callable[[str], None]) -> tuple[list[Kernel], str]:
     """The forward and the backward kernel, each with the block sizes of its own that are best."""
 
     def read(sizes: splash.Sizes) -> list[Kernel]:
-        queries, keys, _ = sizes
-        nq, nk = problem.S // queries, problem.S // keys
-        blocks = packed_schedule.Blocks(queries, keys, queries, keys)
-        run = packed_schedule.most_pairs(1, nq, nk, blocks, True, 0) / (nq * nk)
-        # Sums are zeroed, steps taken, and sums written out; of k's and v's gradients for all queries of a kv head.
-        each = nq * problem.N // problem.K
-        guards = {splash.FORWARD: {0: 1 / nk, 1: run, 2: 1 / nk}, splash.BACKWARD: {0: 1 / each, 1: run, 2: 1 / each}}
-        return cycles_of(splash_program, problem, sizes, chip=chip, guards=guards)
+        return splash_kernels(problem, chip, sizes)
 
     if search or chip not in BEST:
         forward, backward = splash.search((512, 1024, 2048), read, say)

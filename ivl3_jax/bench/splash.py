@@ -5,13 +5,15 @@ from itertools import product
 
 from ivl3_jax.bench.schedule import Kernel
 
+# The backward kernel gives every gradient, or those of keys and values while another gives those of queries.
 FORWARD, BACKWARD = "splash_mha_fwd_segmented_residuals", "splash_mha_dkv_segmented_no_residuals"
+BACKWARD_OF_QUERIES = "splash_mha_dq_segmented_no_residuals"
 
 Sizes = tuple[int, int, int]  # queries, keys, keys at once
 
 
-def make(mask, heads: int, sizes: Sizes) -> Callable:
-    """Splash attention of one row [N, S, H], with its fused backward pass."""
+def make(mask, heads: int, sizes: Sizes, fused: bool = True) -> Callable:
+    """Splash attention of one row [N, S, H]; its backward pass in one kernel, or in two."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     queries, keys, at_once = sizes
@@ -22,7 +24,8 @@ def make(mask, heads: int, sizes: Sizes) -> Callable:
         block_q_dkv=queries,
         block_kv_dkv=keys,
         block_kv_dkv_compute=at_once,
-        use_fused_bwd_kernel=True,
+        use_fused_bwd_kernel=fused,
+        **({} if fused else {"block_q_dq": queries, "block_kv_dq": keys}),
     )
     masks = splash_attention_mask.MultiHeadMask([mask] * heads)
     return splash_attention_kernel.make_splash_mha(masks, head_shards=1, q_seq_shards=1, block_sizes=blocks)

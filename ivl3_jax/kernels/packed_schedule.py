@@ -1,7 +1,8 @@
 """Which blocks of queries meet which blocks of keys in packed rows, as a list made while the program runs.
 
 The kernels of `tpu_packed_attention` take one step for each pair in the list, so a pair that the segments or causality
-make empty costs nothing, however the rows are packed.
+make empty costs nothing, however the rows are packed. A block that sees nothing, or is seen by nothing, is in one pair
+without work all the same: what a kernel gives for it has to be written.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Pairs(NamedTuple):
         queries: int32 [pairs], row << ROW_SHIFT | query block.
         keys: int32 [pairs], key block << FLAG_BITS | flags.
         closing: int32 [pairs], row << ROW_SHIFT | the key block whose last pair comes next, or is this.
-        count: int32 scalar, at least 1: where no query sees any key there is one pair, with no piece.
+        count: int32 scalar. Every block is in at least one pair, in one with no piece where nothing is seen.
     """
 
     queries: jax.Array
@@ -65,11 +66,12 @@ def most_pairs(rows: int, q_blocks: int, kv_blocks: int, blocks: Blocks, causal:
     each = np.full(q_blocks, kv_blocks)
     if causal and isinstance(q_offset, int):
         each = np.clip((q_offset + (np.arange(q_blocks) + 1) * blocks.q - 1) // blocks.kv + 1, 0, kv_blocks)
-    return max(1, rows * int(each.sum()))
+    unseen = kv_blocks - int(each[-1])
+    return rows * (int(each.clip(1).sum()) + unseen)
 
 
 def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, causal: bool) -> Pairs:
-    """The pairs of blocks in which some query may see some key.
+    """The pairs of blocks in which some query may see some key, and one for each block that is in none of those.
 
     Args:
         q_ids, kv_ids: int32 [B, S] and [B, L] from `marked_ids`, S and L multiples of the blocks. Ids in any order are
@@ -85,6 +87,9 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, caus
     )
     flags = jnp.where(full.all(-1), FULL, 0) + (seen * (FIRST_PIECE << np.arange(m * n))).sum(-1)
     seen = seen.any(-1)
+    # A block that would be in no pair meets the first keys, or the last queries: causality, too, leaves that pair last.
+    seen = seen.at[:, :, 0].max(~seen.any(2))
+    seen = seen.at[:, -1].max(~seen.any(1))
     for axis, first, last in ((2, FIRST_OF_QUERIES, LAST_OF_QUERIES), (1, FIRST_OF_KEYS, LAST_OF_KEYS)):
         so_far = jnp.cumsum(seen, axis=axis)
         flags += jnp.where(so_far == 1, first, 0)
@@ -92,8 +97,6 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, caus
     words = (jnp.arange(B * nq * nk).reshape(B, nq, nk) << FLAG_BITS) + flags
     none = jnp.iinfo(jnp.int32).max
     words = jnp.sort(jnp.where(seen, words, none).reshape(-1))[: most_pairs(B, nq, nk, blocks, causal, q_offset)]
-    # With no pair at all the first word stands for one that opens and closes its blocks and sees nothing.
-    words = jnp.where(words == none, FULL - 1, words)
     place, flags = words >> FLAG_BITS, words & ((1 << FLAG_BITS) - 1)
     row, block = place // (nq * nk) << ROW_SHIFT, place % nk
     index = jnp.arange(words.size)
@@ -102,7 +105,7 @@ def pairs(q_ids: jax.Array, kv_ids: jax.Array, q_offset, *, blocks: Blocks, caus
         row | place // nk % nq,
         block << FLAG_BITS | flags,
         (row | block)[closes],
-        jnp.maximum(seen.sum(dtype=jnp.int32), 1),
+        seen.sum(dtype=jnp.int32),
     )
 
 
@@ -126,7 +129,7 @@ def _seen(q_ids: jax.Array, kv_ids: jax.Array, q_offset, causal: bool) -> tuple[
     seen = (low_q <= high_kv) & (low_kv <= high_q)
     # A block that is padding in part has the id of padding as its least.
     one_q, one_kv = (q_ids.min(-1) == q_ids.max(-1))[:, :, None], (kv_ids.min(-1) == kv_ids.max(-1))[:, None]
-    full = one_q & one_kv & (low_q == low_kv)
+    full = seen & one_q & one_kv & (low_q == low_kv)
     if causal:
         query, key = q_offset + jnp.arange(nq)[:, None] * q, jnp.arange(nk) * kv
         seen &= key <= query + q - 1

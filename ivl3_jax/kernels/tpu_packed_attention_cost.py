@@ -4,6 +4,7 @@ A step of the grid makes, for every query head, the products of a pair of blocks
 the vector units. Some of the latter hides behind the products; `Constants.score` is what does not.
 """
 
+import itertools
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -49,9 +50,9 @@ class Pairs(NamedTuple):
     """Of one row, in the mean of all calls that it takes: as `packed_schedule.pairs` lists them.
 
     Attributes:
-        all, full: pairs of blocks in which some query sees some key, and those of them in which all see all.
+        all, full: pairs of blocks that are listed, and those of them in which all queries see all keys.
         pieces: in those that are not full, pieces in which some query sees some key.
-        queries, keys: blocks of queries and of keys that are in any pair.
+        queries, keys: blocks of queries and of keys.
     """
 
     all: float
@@ -78,14 +79,13 @@ def pairs(S: int, L: int, blocks: Blocks, documents: int) -> Pairs:
     seen, full = _seen(ids, nq, nk, blocks.q, blocks.kv)
     in_pieces = _seen(ids, nq * m, nk * n, blocks.q_piece, blocks.kv_piece)[0].reshape(nq, m, nk, n).sum((1, 3)) * ~full
     calls = (T / S) * max(1, T / L)
-    shards, spans = range(0, nq, S // blocks.q), range(0, nk, L // blocks.kv)
-    return Pairs(
-        int(seen.sum()) / calls,
-        int(full.sum()) / calls,
-        int(in_pieces.sum()) / calls,
-        sum(int(seen[:, i : i + L // blocks.kv].any(1).sum()) for i in spans) / calls,
-        sum(int(seen[i : i + S // blocks.q].any(0).sum()) for i in shards) / calls,
-    )
+    listed = queries = keys = 0
+    for i, j in itertools.product(range(0, nq, S // blocks.q), range(0, nk, L // blocks.kv)):
+        of_call = seen[i : i + S // blocks.q, j : j + L // blocks.kv].copy()
+        of_call[:, 0] |= ~of_call.any(1)
+        of_call[-1] |= ~of_call.any(0)
+        listed, queries, keys = listed + int(of_call.sum()), queries + of_call.shape[0], keys + of_call.shape[1]
+    return Pairs(*(n / calls for n in (listed, int(full.sum()), int(in_pieces.sum()), queries, keys)))
 
 
 def _seen(ids: np.ndarray, nq: int, nk: int, q: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,8 +101,8 @@ def _seen(ids: np.ndarray, nq: int, nk: int, q: int, kv: int) -> tuple[np.ndarra
 
 def forward(call: Call) -> Work:
     """Two products: scores, and weights times values."""
-    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-7: 3, -6: 3}, {1: 4})
-    call.expect_bfloat16(-7)
+    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-5: 3, -4: 3}, {1: 4})
+    call.expect_bfloat16(-5)
     H = width // (steps * heads)
     blocks = forward_blocks(S, L, heads * H, "bfloat16", call.chip)
 
@@ -114,8 +114,8 @@ def forward(call: Call) -> Work:
 
 def backward(call: Call) -> Work:
     """Five products: scores and weights' gradients, and the gradients of values, keys and queries."""
-    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-11: 3, -10: 3, -5: 4}, {})
-    call.expect_bfloat16(-11)
+    (B, S, width), (_, L, kv_width), (_, steps, heads, _) = call.shapes({-8: 3, -7: 3, -2: 4}, {})
+    call.expect_bfloat16(-8)
     H = width // (steps * heads)
     blocks = backward_blocks(S, L, heads * H, "bfloat16", call.chip)
 

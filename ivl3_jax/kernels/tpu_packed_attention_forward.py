@@ -38,8 +38,6 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
                 tiles.kv_spec,
                 tiles.q_row_spec,
                 tiles.kv_row_spec,
-                pl.BlockSpec(memory_space=pl.ANY),
-                pl.BlockSpec(memory_space=pl.ANY),
             ],
             out_specs=[tiles.q_spec, tiles.statistic_spec],
             scratch_shapes=[
@@ -50,8 +48,6 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
             ],
         ),
         out_shape=outputs,
-        # A query block in no pair is never written: what stands there is this.
-        input_output_aliases={8: 0, 9: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
         cost_estimate=tiles.cost(run, q, k, products=2),
         interpret=run.interpret,
@@ -65,12 +61,10 @@ def forward(tiles: Tiles, run: Run, pairs: schedule.Pairs, q_offset, q, k, v, q_
         v,
         q_ids[:, None],
         kv_ids[:, None],
-        jnp.zeros(q.shape, out_dtype),
-        jnp.full(statistics.shape, NOTHING_SEEN),
     )
 
 
-def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, _, __, out, lse, q_t, out_t, top, total):
+def _kernel(tiles, causal, queries, keys, q_offset, q, k, v, q_ids, kv_ids, out, lse, q_t, out_t, top, total):
     """One pair. q_t, out_t: [heads * H, q], transposed. top, total: [heads, q], the online softmax's."""
     p = pl.program_id(1)
     flags = keys[p]

@@ -51,7 +51,9 @@ class Memory:
     Attributes:
         parameters, optimizer: their shards. batch: likewise.
         temporaries: everything else that the step has at its fullest: activations, gathered weights, gradients.
-        total: what the compiler counts, padding of layouts included.
+        total: the step at its fullest, padding of layouts included: what the compiler itself holds against the HBM
+            when it refuses a step. Its sizes of arguments and temporaries add up to more, as two temporaries that
+            are never alive together count twice there.
     """
 
     parameters: int
@@ -159,8 +161,7 @@ def _abstract_batch(
 
 
 def _memory(analysis: Any, state: Any, batch: Any) -> Memory:
-    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    total = arguments + temporaries + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    total = analysis.peak_memory_in_bytes
     parameters, inputs = _shard_bytes(state.params), _shard_bytes(batch)
     optimizer = _shard_bytes(state) - parameters
     return Memory(parameters, optimizer, inputs, total - parameters - optimizer - inputs, total)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ivl3_jax.chips import CHIPS
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
 from ivl3_jax.lab.compile import BatchShape
+from ivl3_jax.sharding.compiler import FUSED_SUMS
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.remat import LINEARS, POLICIES, Remat
 
@@ -75,9 +76,10 @@ class Run:
 
     @property
     def plan(self) -> ShardingPlan:
-        """Megatron's split with the residual stream sharded over `tensor` too, as the runs have it."""
+        """Megatron's split with the residual stream sharded over `tensor` too, and the flags, as the runs have them."""
         remat = {"vision": POLICIES["full"], "decoder": self.remat}
-        return dataclasses.replace(ShardingPlan.read("sequence", self.mesh), remat=remat)
+        flags = {self.topology.split(":")[0]: dict.fromkeys(FUSED_SUMS)}
+        return dataclasses.replace(ShardingPlan.read("sequence", self.mesh), remat=remat, compiler=flags)
 
     @property
     def batch(self) -> BatchShape:

@@ -53,6 +53,16 @@ def rope_table(positions: jax.Array, inverse_frequencies: np.ndarray | jax.Array
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
     """Rotates x [B, S, N, H]; the pairs are (i, i + H/2), the half-rotation of Qwen, Llama and InternLM."""
-    cos, sin = (table[:, :, None, :] for table in rope)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = (jnp.concatenate([table, table], axis=-1)[:, :, None] for table in rope)
+    turned = jnp.einsum("bsnh,hk->bsnk", x, quarter_turn(x.shape[-1]).astype(x.dtype), precision="highest")
+    return x * cos + turned * sin
+
+
+def quarter_turn(head_dim: int) -> np.ndarray:
+    """[H, H]: (first, second) times it is (-second, first), exactly, as every sum has one term that is not 0.
+
+    A product, since a TPU makes it beside the projection before it, while halves of heads that are cut apart and joined
+    are moved between layouts.
+    """
+    half = np.eye(head_dim // 2)
+    return np.block([[np.zeros_like(half), half], [-half, np.zeros_like(half)]])

@@ -11,12 +11,19 @@ _OVERLAP = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# A collective is cut into pieces that travel inside the fusions beside it.
-_FUSED = {
+# A gather is cut into pieces that travel inside the fusions beside it.
+_FUSED_GATHERS = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
 }
+# And sums, so that a layer's gradients need not be waited for.
+FUSED_SUMS = {
+    "xla_enable_async_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": True,
+}
+_FUSED = _FUSED_GATHERS | FUSED_SUMS
 
 # Moves between device and host begin early and run beside compute.
 OFFLOADING: Mapping[str, bool | int | str] = {
@@ -32,7 +39,7 @@ OFFLOADING: Mapping[str, bool | int | str] = {
     "xla_latency_hiding_scheduler_rerun": 2,
 }
 
-# From MaxText's configurations of v5e, v5p and v6e (configs/tpu of its repository).
+# From MaxText's configurations of v5e, v5p and v6e (configs/tpu of its repository) and its library of flags.
 OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
     "v4": _OVERLAP | _FUSED,
     "v5e": _OVERLAP | _FUSED,

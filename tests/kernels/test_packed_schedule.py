@@ -1,4 +1,7 @@
-"""The list of pairs of blocks has exactly those in which something is seen, in order, and says what they are."""
+"""The list of pairs of blocks has exactly those in which something is seen, in order, and says what they are.
+
+A block that is in none of them is in one more pair, which has no piece.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +34,11 @@ def expected(q_ids, kv_ids, offset, blocks, causal):
     some, every = cut.any((3, 4)), cut.all((3, 4))
     m, n = blocks.q // blocks.q_piece, blocks.kv // blocks.kv_piece
     pieces = cut.reshape(B, nq, nk, m, blocks.q_piece, n, blocks.kv_piece).any((4, 6)).reshape(B, nq, nk, m * n)
+    for b in range(B):
+        for i in range(nq):
+            some[b, i, 0] |= not some[b, i].any()
+        for j in range(nk):
+            some[b, -1, j] |= not some[b, :, j].any()
     pairs = []
     for b, i, j in np.argwhere(some).tolist():
         flags = schedule.FIRST_OF_QUERIES * (not some[b, i, :j].any())
@@ -63,9 +71,8 @@ def test_exact_where_ids_rise(seed, rows, segments, blocks, causal, shard):
     )
     pairs, closing = listed(schedule.pairs(*marked, offset, blocks=blocks, causal=causal))
     wanted = expected(q_ids, kv_ids, offset, blocks, causal)
-    if not wanted:
-        wanted = [(0, 0, 0, schedule.FULL - 1)]  # a pair without a piece
     assert pairs == wanted
+    assert len(pairs) <= schedule.most_pairs(rows, 16 // blocks.q, 64 // blocks.kv, blocks, causal, offset)
     closes = [[b, j] for b, _, j, flags in pairs if flags & schedule.LAST_OF_KEYS]
     at = np.cumsum([0, *(flags & schedule.LAST_OF_KEYS != 0 for *_, flags in pairs)])
     assert closing == [closes[n] for n in at[:-1]]
