@@ -1,6 +1,6 @@
-"""Compiles MaxText's train step ahead of time and keeps its module; run in MaxText's environment by `maxtext.py`.
+"""Compiles MaxText's train step ahead of time, and keeps its module: run in its environment by `against_maxtext.py`.
 
-Its arguments: files for the module and for facts of it, a file of compiler options, and MaxText's settings.
+Its arguments: files for the module and for facts of it, and MaxText's settings.
 """
 
 import importlib.util
@@ -23,15 +23,14 @@ os.environ.update(
 
 
 def main() -> None:
-    module, facts, options = map(Path, sys.argv[1:4])
+    module, facts = map(Path, sys.argv[1:3])
     import jax
 
     compile_lowered = jax.stages.Lowered.compile
-    more = json.loads(options.read_text())
 
-    def keeping(self, compiler_options=None, **others):
+    def keeping(self, *arguments, **options):
         before = time.perf_counter()
-        compiled = compile_lowered(self, {**(compiler_options or {}), **more}, **others)
+        compiled = compile_lowered(self, *arguments, **options)
         module.write_text(compiled.as_text())
         found = {
             "compile_seconds": round(time.perf_counter() - before, 1),
@@ -50,7 +49,7 @@ def main() -> None:
         "run_name=x base_output_directory=unused compile_topology_num_slices=1 enable_checkpointing=false "
         "dataset_type=synthetic attention=flash use_iota_embed=true"
     )
-    app.run(train_compile.main, argv=["train_compile", str(base), *fixed.split(), *sys.argv[4:]])
+    app.run(train_compile.main, argv=["train_compile", str(base), *fixed.split(), *sys.argv[3:]])
 
 
 if __name__ == "__main__":

@@ -66,7 +66,14 @@ class Setting:
                 f"tiles is {self.tiles}, whose {needed} visual tokens do not fit into rows of {self.tokens} tokens"
             )
         topology = self.slice()
-        shape = batch_of(plan, topology, rows_per_chip=rows_per_chip, tokens=self.tokens, tiles=self.tiles)
+        shape = batch_of(
+            plan,
+            topology,
+            rows_per_chip=rows_per_chip,
+            tokens=self.tokens,
+            tiles=self.tiles,
+            parts=self.train.accumulate,
+        )
         dtypes = self.param_dtype, self.dtype
         return Case(model, config, plan, topology, shape, self.documents, self.train, *dtypes)
 

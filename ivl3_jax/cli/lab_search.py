@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     from ivl3_jax.lab.search import search
 
     every = cases(question)
-    chosen, rejected = ranked(every, most=question.compile)
+    chosen, rejected = ranked(every, most=question.compile, calibration=question.constants())
     print(f"{len(every):,} plans; {len(chosen)} are compiled, the others cannot be, or promise less", file=sys.stderr)
     promising = [case for case, _ in chosen]
     names = {id(case): name for case, name in zip(promising, labels(promising), strict=True)}
@@ -89,6 +89,7 @@ def cases(question: SearchQuestion) -> list["Case"]:
     topology, found = question.slice(), []
     for plan in plans(question.plans or shipped(question.coupled), topology):
         shards = plan.size(plan.decoder.activations.get("batch", ()))
+        shards *= question.train.accumulate
         for rows in question.rows or tuple(n * shards / topology.chips for n in (1, 2, 4)):
             if rows * topology.chips >= shards and not rows * topology.chips % shards:
                 case = question.case(plan, rows)

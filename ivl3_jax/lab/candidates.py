@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from ivl3_jax.config import InternVLConfig
+from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.roofline import Estimate, estimate, leaves
 from ivl3_jax.lab.topology import Topology
+from ivl3_jax.sharding.axes import COMPONENTS
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
 from ivl3_jax.sharding.remat import ATTENTION, INPUT, POLICIES, Remat
@@ -34,13 +36,34 @@ def shipped(coupled: bool) -> list[str]:
 
 
 def plans(names: Iterable[str], topology: Topology) -> Iterator[ShardingPlan]:
-    """The named plans on every mesh of the topology's chips, with every remat policy in `REMATS`."""
+    """The named plans on every mesh of the topology's chips, with every remat policy in `REMATS`.
+
+    Of plans that are one on their mesh, since they differ in axes of size 1 alone, the first.
+    """
+    seen = set()
     for name in names:
         base = ShardingPlan.read(name)
         for sized in _meshes(base, topology):
+            if (content := _content(sized)) in seen:
+                continue
+            seen.add(content)
             for told, remat in REMATS.items():
                 policies = {**sized.remat, "decoder": remat}
                 yield dataclasses.replace(sized, name=f"{name}, {told}", remat=policies)
+
+
+def _content(plan: ShardingPlan) -> str:
+    """What a plan does on its mesh, but for the name and the decoder's remat."""
+    tables = {
+        (component, kind, axis): used
+        for component in COMPONENTS
+        for kind in ("parameters", "activations")
+        for axis, to in getattr(getattr(plan, component), kind).items()
+        if (used := tuple(mesh_axis for mesh_axis in to if plan.mesh.get(mesh_axis, 1) > 1))
+    }
+    context = plan.context if plan.mesh.get("context", 1) > 1 else None
+    rest = plan.mesh_shape, context, plan.schedule, plan.remat_of("vision"), plan.offload, plan.compiler
+    return repr((sorted(tables.items()), rest))
 
 
 def legal(case: Case) -> str | None:
@@ -69,7 +92,7 @@ def _meshes(base: ShardingPlan, topology: Topology) -> Iterator[ShardingPlan]:
     }
     meshes: list[dict[str, int]] = [{}]
     for axis, sizes in choices.items():
-        if axis in used or (axis == "data" and topology.slices > 1 and "stage" not in used):
+        if axis in used or (axis == "data" and topology.slices > 1):
             meshes = [{**mesh, axis: size} for mesh in meshes for size in sizes]
     for mesh in meshes:
         others = base.with_mesh({**mesh, "fsdp": 1}).devices
@@ -106,19 +129,20 @@ def _undivided(config: InternVLConfig, plan: ShardingPlan) -> str | None:
 
 
 def ranked(
-    cases: Iterable[Case], *, most: int, room: float = 1.15
+    cases: Iterable[Case], *, most: int, room: float = 1.15, calibration: Calibration | None = None
 ) -> tuple[list[tuple[Case, Estimate]], list[tuple[str, str]]]:
     """The most promising cases by the roofline, most tokens a second first; and the others with the reason.
 
     Args:
         most: how many are kept. room: of HBM that a guess may take, as guesses of memory may be too high.
+        calibration: of the rooflines.
     """
     found, rejected = [], []
     for case in cases:
         if (reason := legal(case)) is not None:
             rejected.append((case.name, reason))
             continue
-        guess = estimate(case)
+        guess = estimate(case, calibration)
         if guess.gibibytes > room * case.topology.chip.hbm:
             told = f"about {guess.gibibytes:.0f} GiB of {case.topology.chip.hbm} by the roofline"
             rejected.append((case.name, told))

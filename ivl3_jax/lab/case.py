@@ -54,7 +54,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.model} under {self.plan.name} ({self.mesh}) on {self.topology.name}"
+        rows = f"{self.rows:g} row{'s' * (self.rows != 1)} a chip"
+        return f"{self.model} under {self.plan.name} ({self.mesh}), {rows}, on {self.topology.name}"
 
     def facts(self) -> dict[str, Any]:
         """Everything that the answer depends on, in JSON's types."""
@@ -84,27 +85,34 @@ def fitted(plan: ShardingPlan, topology: Topology, mesh: Mapping[str, int]) -> S
         ValueError: the sizes given do not divide the number of chips.
     """
     given = dict(mesh)
-    if topology.slices > 1 and "data" not in given and "stage" not in given:
+    if topology.slices > 1 and "data" not in given:
         given["data"] = topology.slices
     if "fsdp" not in given:
-        others = plan.with_mesh({**given, "fsdp": 1}).devices
+        others = plan.with_mesh({**given, "fsdp": 1}, "--mesh").devices
         if topology.chips % others:
             told = " x ".join(f"{axis} {size}" for axis, size in given.items())
             raise ValueError(f"mesh {told} does not divide the {topology.chips} chips of {topology.name}")
         given["fsdp"] = topology.chips // others
-    return plan.with_mesh(given)
+    return plan.with_mesh(given, "--mesh")
 
 
 def batch_of(
-    plan: ShardingPlan, topology: Topology, *, rows_per_chip: float | None, tokens: int, tiles: int, segments: int = 8
+    plan: ShardingPlan,
+    topology: Topology,
+    *,
+    rows_per_chip: float | None,
+    tokens: int,
+    tiles: int,
+    segments: int = 8,
+    parts: int = 1,
 ) -> BatchShape:
-    """The batch of a step: one row for each shard of rows, or so many for each chip.
+    """The batch of a step: one row for each shard of rows in each of its parts, or so many for each chip.
 
     Raises:
         ValueError: that is no whole number of rows.
     """
     shards = plan.size(plan.decoder.activations.get("batch", ()))
-    rows = shards if rows_per_chip is None else rows_per_chip * topology.chips
+    rows = shards * parts if rows_per_chip is None else rows_per_chip * topology.chips
     if rows < 1 or not math.isclose(rows, round(rows), abs_tol=1e-6):
         step = f"{shards / topology.chips:g}"
         raise ValueError(

@@ -111,7 +111,7 @@ class Network:
         the dimensions that the group covers: two in a closed ring, one in a line; an all-reduce is a scatter and a
         gather. Where the compiler names an algorithm of fewer dimensions, so many count.
         """
-        size, members = message(instruction, kind), self.groups(instruction).shape[-1]
+        size, members = self.message(instruction, kind), self.groups(instruction).shape[-1]
         if members == 1:
             return 0.0
         span = self.span(instruction)
@@ -134,17 +134,18 @@ class Network:
             seconds += passes * crossing / self.dcn
         return seconds
 
-
-def message(instruction: Instruction, kind: str) -> int:
-    """Bytes of the result of a gather, of the operand of a reduction, which the compiler may fuse with its scatter."""
-    sizes = [shape.bytes for shape in instruction.shapes if shape.dims]
-    if not instruction.opcode.endswith("-start"):
-        return sum(sizes) or sum(shape.bytes for shape in instruction.shapes)
-    if kind == "all-reduce":
-        return sum(sizes)
-    if kind == "collective-permute":
-        return sizes[0] if sizes else 0
-    return max(sizes, default=0)
+    def message(self, instruction: Instruction, kind: str) -> int:
+        """Bytes of the result of a gather, of the operand of a reduction, which may be fused with a scatter."""
+        sizes = [shape.bytes for shape in instruction.shapes if shape.dims]
+        if not instruction.opcode.endswith("-start"):
+            total = sum(sizes) or sum(shape.bytes for shape in instruction.shapes)
+            # Its result is a part of its operand.
+            return total * self.groups(instruction).shape[-1] if instruction.opcode == "reduce-scatter" else total
+        if kind == "all-reduce":
+            return sum(sizes)
+        if kind == "collective-permute":
+            return sizes[0] if sizes else 0
+        return max(sizes, default=0)
 
 
 def table(found: Iterable[Collective]) -> list[Collective]:

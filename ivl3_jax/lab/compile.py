@@ -133,7 +133,7 @@ def compile_step(
             with _stderr(said):
                 done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            refused, seconds = _shortage(str(error)), time.perf_counter() - traced
+            refused, seconds = _shortage(_known(str(error), plan, placed.topology.chip)), time.perf_counter() - traced
             return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced
     memory = _memory(done.memory_analysis(), state, batch)
@@ -178,6 +178,14 @@ def _beyond(memory: Memory, chip: Chip) -> Shortage | None:
 
 def _shard_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _known(message: str, plan: ShardingPlan, chip: Chip) -> str:
+    """The message, unless the compiler does not know one of the plan's options, which is a ValueError."""
+    if option := re.search(r"No such compile option: '(\S+)'", message):
+        place = f"plan {plan.name!r}: compiler.{chip.name}"
+        raise ValueError(f"{place} has {option[1]!r}, which this libtpu does not know; leave it out, or give it null")
+    return message
 
 
 def _shortage(message: str) -> Shortage:

@@ -218,17 +218,24 @@ class _Guess:
         state = gradients = 0.0
         gathered = {"vision": 0.0, "projector": 0.0, "decoder": 0.0}
         wide = 4 if case.param_dtype == "float32" else 2
+        moments = 0 if "optimizer" in case.plan.offload else 8 if case.train.moment_dtype == "float32" else 6
         for leaf in leaves(config):
             rules, count = getattr(self.plan, leaf.component), prod(leaf.sizes)
             own = count * leaf.layers / prod(self.plan.size(rules.parameters.get(name, ())) for name in leaf.axes)
-            state += own * (wide + (0 if "optimizer" in case.plan.offload else 8))
-            gradients += own * wide
+            state += own * (wide + moments * self._trained(leaf))
+            gradients += own * wide * self._trained(leaf)
             used = count / prod(self.plan.size(rules.activations.get(name, ())) for name in leaf.axes)
             # Of stacked layers two are held at once; a table of the vocabulary whole, its gradient in float32.
             gathered[leaf.component] += used * (4 if leaf.layers > 1 else 6 if "vocab" in leaf.axes else 2)
         found = {"state": state, "gradients": gradients, "gathered weights": sum(gathered.values())}
         found["activations"] = self._activations()
         return {name: size / GIB for name, size in found.items()} | {"working": HEADROOM}
+
+    def _trained(self, leaf: Leaf) -> float:
+        """The part of a parameter that is trained; of adapted components the adapters alone are, which are small."""
+        component = self.case.train.components[leaf.component]
+        adapted = leaf.component in self.case.train.adapters
+        return float(component.train and not adapted) * float(component.chosen(leaf.layers).mean())
 
     def _activations(self) -> float:
         case, decoder, vision = self.case, self.case.config.decoder, self.case.config.vision

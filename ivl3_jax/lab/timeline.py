@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ivl3_jax.chips import Chip
 from ivl3_jax.lab.calibration import Calibration
-from ivl3_jax.lab.collectives import SEND, Collective, Network, inside, kind_of, message, table
+from ivl3_jax.lab.collectives import SEND, Collective, Network, inside, kind_of, table
 from ivl3_jax.lab.hlo import HOST, Computation, Instruction, Module
 from ivl3_jax.lab.places import place
 from ivl3_jax.lab.topology import PlacedMesh
@@ -248,14 +248,16 @@ class _Walker:
             return
         outer, began = (self.events, self.begun), self.now
         self.events, self.begun = [], self.now
+        lanes, flight = dict(self.lanes), dict(self.flight)
         self.run(body, weight * (trips - 1))
         seconds = self.now - began
         self.loops.append(Loop(instruction.op_name, trips, seconds, tuple(self.events)))
         self.events, self.begun = outer
         later = seconds * (trips - 2)
         self.now += later
-        self.lanes = {lane: free + later for lane, free in self.lanes.items()}
-        self.flight = {name: done + later for name, done in self.flight.items()}
+        # What was begun before the loop goes on beside it.
+        self.lanes = {lane: free + later * (free != lanes.get(lane)) for lane, free in self.lanes.items()}
+        self.flight = {name: done + later * (done != flight.get(name)) for name, done in self.flight.items()}
 
     def _collective(self, instruction: Instruction) -> None:
         asynchronous = instruction.opcode.endswith("-start")
@@ -279,7 +281,7 @@ class _Walker:
         start = max([earliest, *(self.lanes.get(link, 0.0) for link in links)])
         self.lanes.update(dict.fromkeys(links, start + seconds))
         self.busy[lane] += seconds * self.weight
-        axes, size = self.network.axes(instruction), message(instruction, kind)
+        axes, size = self.network.axes(instruction), self.network.message(instruction, kind)
         self._draw(start, seconds, lane, named, kind, axes, size)
         if axes:
             where = self._place(named, kind) + (AND_OTHERS if len(instruction.operands) > 1 else "")

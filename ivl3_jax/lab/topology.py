@@ -117,12 +117,6 @@ class PlacedMesh:
     mesh: Mesh
 
     @property
-    def split(self) -> bool:
-        """Whether a dimension of the torus is shared by two mesh axes, of which neither then has a closed ring."""
-        used = [ring.dimension for name in MESH_AXES for ring in self.axis(name).rings]
-        return len(used) > len(set(used))
-
-    @property
     def places(self) -> np.ndarray:
         """Slice and coordinates of each position of the mesh in row-major order, int [chips, 1 + axes]."""
         axes = self.topology.chip.axes

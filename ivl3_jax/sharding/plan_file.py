@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ivl3_jax.chips import CHIPS
 from ivl3_jax.sharding.axes import MESH_AXES
 from ivl3_jax.sharding.context import ATTENTION, ORDERS, Context
 from ivl3_jax.sharding.pipeline import Pipeline
 from ivl3_jax.sharding.remat import NAMES, POLICIES, Remat
+from ivl3_jax.yaml_file import read_yaml
 
 PLAN_DIRECTORY = Path(__file__).parent.parent / "configs" / "sharding"
 
@@ -38,22 +37,16 @@ def read_fields(
         raise FileNotFoundError(f"no sharding plan {str(name_or_file)!r}; shipped: {shipped}; or give a YAML file")
     if file.resolve() in within:
         raise ValueError(f"{file} extends itself, by way of {', '.join(map(str, within))}")
-    try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        fault = " ".join(str(getattr(error, "problem", error)).split())
-        raise ValueError(f"{file} is not valid YAML{line}: {fault}") from None
-    fields = dict(known(fields, [*allowed, "extends"], str(file), ""))
+    fields = dict(known(read_yaml(file), [*allowed, "extends"], str(file), ""))
     base = fields.pop("extends", None)
     if base is None:
         return file, fields
     if not isinstance(base, str):
         raise ValueError(f"{file}: extends is {base!r}; it must be the name of a shipped plan or a YAML file")
-    _, inherited = read_fields(base, allowed, file.parent, (*within, file.resolve()))
+    try:
+        _, inherited = read_fields(base, allowed, file.parent, (*within, file.resolve()))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file}: extends is {base!r}: {error}, named from {file.parent}") from None
     return file, {name: value for name, value in inherited.items() if name != "name"} | fields
 
 
@@ -115,6 +108,9 @@ def compiler(found: Any, where: str) -> Mapping[str, Mapping[str, str | None]]:
     for chip, given in known(found, CHIPS, where, "compiler").items():
         if not isinstance(given, Mapping | None):
             raise ValueError(f"{where}: compiler.{chip} is {given!r}; it must be a table of XLA options")
+        for name, value in (given or {}).items():
+            if isinstance(value, Mapping | list):
+                raise ValueError(f"{where}: compiler.{chip}.{name} is {value!r}; it must be one value, or null")
         options[chip] = {str(name): _option(value) for name, value in (given or {}).items()}
     return options
 

@@ -56,17 +56,17 @@ def check_sizes(name: str, sizes: Mapping[str, int], spec: PartitionSpec, plan: 
 
 def check_batch(rows: int, tokens: int, plan: ShardingPlan, of: str = "") -> None:
     """Refuses B rows of S positions that do not divide; `of` says in messages which rows they are."""
-    for axis in ("sequence", "residual"):
-        check_sizes(f"tokens{of}", {"batch": rows, axis: tokens}, plan.decoder.activation("batch", axis), plan)
     if tokens % (chunks := len(plan.chunks)):
         axes = plan.decoder.activations["sequence"]
-        works = [str(n) for n in range(1, tokens // 2 + 1) if tokens % (2 * n) == 0][:SHOWN]
+        works = [str(n) for n in range(1, tokens // 2 + 1) if tokens % (2 * n) == 0 == plan.devices % n][:SHOWN]
         lengths = [str(n) for n in (tokens // chunks * chunks, -(-tokens // chunks) * chunks) if n]
         raise ValueError(
             f"plan {plan.name!r}: tokens{of} has sequence = {tokens}, which does not divide into the {chunks} chunks "
             f"of context.order zigzag, two for each of {' x '.join(axes)} = {chunks // 2}; sizes that would work: "
             f"{', '.join(works) or 'none'}; rows that would: {', '.join(lengths)}"
         )
+    for axis in ("sequence", "residual"):
+        check_sizes(f"tokens{of}", {"batch": rows, axis: tokens}, plan.decoder.activation("batch", axis), plan)
 
 
 def check_heads(heads: int, plan: ShardingPlan) -> None:

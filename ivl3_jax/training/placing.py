@@ -18,7 +18,7 @@ def batch_layout(plan: ShardingPlan, mesh: Mesh, rows: int, tokens: int, parts: 
             f"a batch of {rows} rows cannot be computed in {parts} equal parts; accumulate must be one of {works}"
         )
     B = rows // parts
-    check_batch(B, tokens, plan, " of a part")
+    check_batch(B, tokens, plan, " of a part" if parts > 1 else "")
     check_microbatches(B, plan)
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)),

@@ -16,7 +16,7 @@ SIZES = {"1b": (2048, 4), "8b": (4096, 8), "78b": (8192, 12)}  # positions and t
 # On 64 chips of v5p, a row for each shard of rows.
 PLANS = {
     "fsdp_tensor": {"tensor": 2},
-    "sequence": {"tensor": 4},
+    "sequence": {"tensor": 2},
     "context": {"context": 4},
     "pipeline": {"stage": 4},
 }

@@ -11,6 +11,7 @@ from ivl3_jax.lab.roofline import estimate
 from ivl3_jax.lab.search import search
 from ivl3_jax.lab.store import Store
 from ivl3_jax.lab.topology import Topology
+from ivl3_jax.training.config import Component, TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +99,24 @@ def test_a_search_goes_on_and_tells_what_fails(every, tmp_path):
     by_case = {each.case.plan.mesh_shape: each for each in tried}
     assert by_case[kept.plan.mesh_shape].known and not by_case[kept.plan.mesh_shape].prediction.fits
     assert "the sizes of its mesh must multiply to 64" in by_case[wrong.plan.mesh_shape].failure
+
+
+def test_plans_that_are_one_on_their_mesh_are_looked_at_once():
+    topology = Topology.read("v5e:4x4")
+    both = list(plans(["fsdp", "fsdp_coupled"], topology))
+    assert {plan.name.partition(",")[0] for plan in both} == {"fsdp"}
+    apart = list(plans(["context", "context_coupled"], topology))
+    assert {plan.name.partition(",")[0] for plan in apart} == {"context", "context_coupled"}
+
+
+def test_what_is_frozen_has_no_moments_and_no_gradients(every):
+    case = by_name(every, "fsdp, full", "fsdp 64", 1)
+    frozen = TrainConfig(vision=Component(train=False), decoder=Component(train=False))
+    whole, warmed = (estimate(dataclasses.replace(case, train=train)).memory for train in (case.train, frozen))
+    assert warmed["state"] < 0.35 * whole["state"] and warmed["gradients"] < 0.05 * whole["gradients"]
+
+
+def test_several_slices_have_plans_of_every_kind(libtpu):
+    found = cases(SearchQuestion("1b", "v5e:4x4", slices=2, tokens=2048))
+    chosen, _ = ranked(found, most=len(found))
+    assert {case.plan.name.partition(",")[0] for case, _ in chosen} >= {"fsdp", "fsdp_tensor", "pipeline"}

@@ -39,6 +39,7 @@ def test_a_step(config, placed):
     assert done.shortage is None
     memory = done.memory
     assert memory.total == memory.parameters + memory.optimizer + memory.batch + memory.temporaries
+    assert memory.temporaries > 0
     assert memory.optimizer == pytest.approx(2 * memory.parameters, rel=1e-3)  # two moments
     found = walk(Module.read(done.text), mesh, kernel_seconds("v5e"))
     assert not found.warnings

@@ -51,7 +51,6 @@ def test_where_axes_lie(libtpu):
     assert placed.axis("fsdp") == Span((Ring(1, 4, True), Ring(2, 4, True)), 1)
     assert placed.axis("tensor") == Span((Ring(0, 4, True),), 1)
     assert placed.axis("data") == Span((), 1)
-    assert not placed.split
 
 
 def test_an_axis_between_slices(libtpu):
@@ -62,5 +61,4 @@ def test_an_axis_between_slices(libtpu):
 
 def test_a_dimension_shared_by_two_axes(libtpu):
     placed = Topology.read("v5p:4x4x4").make_mesh(plan(fsdp=32, tensor=2))
-    assert placed.split
     assert placed.axis("tensor") == Span((Ring(0, 2, False),), 1)

@@ -50,6 +50,8 @@ case("a mesh axis twice in a parameter")(
 case("a mesh axis twice in an activation")(
     lambda folder: model(read(folder, "decoder: {activations: {batch: [fsdp], residual: [fsdp]}}", fsdp=2))
 )
+case("a key twice")(lambda folder: read(folder, "remat: {}\ndecoder: {}\ndecoder: {}"))
+case("options that are no values")(lambda folder: read(folder, "compiler: {v5e: {xla_tpu_flag: [1]}}"))
 case("a size of no axis")(lambda folder: read(folder, "mesh: {fsdp: 0}"))
 case("more devices than there are")(lambda folder: model(ShardingPlan.read("fsdp", {"fsdp": 16})))
 case("more chips than the slice has")(
@@ -90,6 +92,7 @@ case("rows that do not begin with the stage")(lambda folder: model(read(folder, 
 case("an unknown remat policy")(lambda folder: read(folder, "remat: {decoder: some}"))
 case("an unknown name in remat")(lambda folder: read(folder, "remat: {decoder: {save: [logits]}}"))
 case("a plan that extends itself")(lambda folder: read(folder, "extends: mine.yaml"))
+case("a base that is not there")(lambda folder: read(folder, "extends: nofile.yaml"))
 case("a plan that is not there")(lambda folder: ShardingPlan.read("fsdpp"))
 
 

@@ -1,6 +1,6 @@
 """This project's step beside MaxText's own: compiled for the same slices, judged by the same prediction (extra tpu).
 
-    python benchmarks/maxtext.py --python ENVIRONMENT/bin/python [--texts FOLDER] [--only 16B,64B] [--our-flags]
+    python benchmarks/against_maxtext.py --python ENVIRONMENT/bin/python [--texts FOLDER] [--only 16B,64B] [--our-flags]
 
 Each run of `ivl3_jax/lab/published.py`: decoder, slice, tokens and remat are the same, and each side has the compiler
 flags that it gives a user: ours `sharding/compiler.py`, MaxText's those of its documents for that run, or ours for both
@@ -13,6 +13,7 @@ FOLDER.
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -163,15 +164,21 @@ def their_module(run, plan, chip: str, options) -> tuple[str, dict]:
     from ivl3_jax.sharding.compiler import options_of
 
     stem = options.texts / f"{run.name}-maxtext{'-our-flags' * options.our_flags}"
-    text, facts, more, log = (stem.with_name(stem.name + end) for end in (".hlo", ".json", ".options", ".log"))
+    text, facts, log = (stem.with_name(stem.name + end) for end in (".hlo", ".json", ".log"))
     if not facts.is_file():
         print(f"{run.name}: MaxText compiles for {run.topology} ...", flush=True)
         settings, flags = SETTINGS[run.name]
-        more.write_text(json.dumps(options_of(chip, plan) if options.our_flags else {}))
+        if options.our_flags:
+            flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options_of(chip, plan).items())
         step = Path(__file__).with_name("maxtext_step.py")
-        command = [options.python, step, text, facts, more, *settings.split(), f"compile_xla_flags={flags}"]
+        command = [options.python, step, text, facts, *settings.split(), f"compile_xla_flags={flags}"]
         with log.open("w") as written:
-            ran = subprocess.run([str(word) for word in command], stdout=written, stderr=subprocess.STDOUT)
+            # Not this process's libtpu, which jax has named there, nor its packages.
+            others = {
+                name: value for name, value in os.environ.items() if name not in ("TPU_LIBRARY_PATH", "PYTHONPATH")
+            }
+            words = [str(word) for word in command]
+            ran = subprocess.run(words, env=others, stdout=written, stderr=subprocess.STDOUT)
         if not facts.is_file():
             raise ValueError(f"{run.name}: MaxText ended with {ran.returncode} before its step was compiled, see {log}")
     return text.read_text(), json.loads(facts.read_text())
