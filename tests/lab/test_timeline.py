@@ -263,3 +263,18 @@ def test_vector_work_hides_behind_products():
         _, text = product(round(estimate * bare * 1.5e9))
         found = walked(text)
         assert found.parts == pytest.approx({"products": expected * bare}, rel=1e-3)
+
+
+def test_a_plain_reduce_scatter_counts_its_operand():
+    part = "bf16[16,1024,1024]{2,1,0:T(8,128)(2,1)}"
+    line = f"  %s = {part} reduce-scatter(%b), channel_id=1, replica_groups=[4,4]<=[16], dimensions={{0}}\n"
+    found = walked(entry(f"  %b = {BIG} parameter(0)\n" + A + line + ROOT))
+    (row,) = found.collectives
+    assert (row.kind, row.axes, row.bytes) == ("reduce-scatter", ("tensor",), BYTES)
+    assert found.seconds == pytest.approx(seconds_of_a_gather(1, 4, 4))
+
+
+def test_what_is_begun_before_a_loop_goes_on_beside_it():
+    text = loop(busy("w", MS, "%x"), trips=20, before=gather("[4,4]<=[16]", start=True))
+    text = text.replace("  ROOT %result", END + "  ROOT %result")
+    assert walked(text).parts == pytest.approx({"memory moves": 20e-3})
