@@ -1,7 +1,7 @@
 """`ivl3 lab compare`: two plans, or two saved answers, side by side."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,19 +66,27 @@ def run(argv: list[str]) -> int:
     question = None
     if asks:
         question = parse(CompareQuestion, rest, prog="ivl3 lab compare", description=summary, example=example)
-    from ivl3_jax.lab.answer import Answer
     from ivl3_jax.lab.comparison import compare
 
-    answers = []
-    for side, known, of in zip(sides, saved, (CompareQuestion.first, CompareQuestion.second), strict=True):
-        answers.append(Answer.read(side) if known or question is None else _compiled(of(question, side)))
-    print(compare(answers[0], answers[1], (sides[0], sides[1])))
+    # Mistakes of both are found before one is compiled.
+    first, second = (
+        _read(side) if known or question is None else _asked(of(question, side))
+        for side, known, of in zip(sides, saved, (CompareQuestion.first, CompareQuestion.second), strict=True)
+    )
+    print(compare(first(), second(), (sides[0], sides[1])))
     return 0
 
 
-def _compiled(question: Question) -> "Answer":
+def _read(file: str) -> Callable[[], "Answer"]:
     from ivl3_jax.lab.answer import Answer
-    from ivl3_jax.lab.prediction import compile_case, predict
 
-    case = question.asked()
-    return Answer.of(predict(case, question.store().compiled(case, compile_case), question.constants()))
+    found = Answer.read(file)
+    return lambda: found
+
+
+def _asked(question: Question) -> Callable[[], "Answer"]:
+    from ivl3_jax.lab.answer import Answer
+    from ivl3_jax.lab.search import predicted
+
+    case, store, constants = question.asked(), question.store(), question.constants()
+    return lambda: Answer.of(predicted(case, store, constants))

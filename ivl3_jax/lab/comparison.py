@@ -27,6 +27,10 @@ def compare(before: Answer, after: Answer, names: tuple[str, str]) -> str:
         for name in dict.fromkeys([*before.versions, *after.versions])
         if before.versions.get(name) != after.versions.get(name)
     ]
+    for name in dict.fromkeys([*before.constants, *after.constants]):
+        old, new = (str(answer.constants.get(name, "unknown")) for answer in (before, after))
+        if old != new:
+            found.append(Change(f"calibration.{name}", old, new, "times follow from it, and nothing else"))
     lines = [*_title("A", names[0], before), *_title("B", names[1], after)]
     lines += ["no TPU took part: memory is the compiler's, time is predicted from its schedule", ""]
     lines += _figures(before, after)
@@ -80,7 +84,8 @@ def _part(answer: Answer, name: str) -> float | None:
 
 def _changes(found: Sequence[Change]) -> list[str]:
     if not found:
-        return ["nothing that was asked differs, nor the compiler; what differs below is this project's doing"]
+        same = "nothing that was asked differs, nor the compiler, nor a constant of the prediction;"
+        return [same, "what differs below is this project's doing"]
     lines = ["what differs"]
     for change in found:
         lines += _wrapped(f"{change.name}: {change.before} -> {change.after}", 2)
@@ -119,7 +124,7 @@ def _collectives(before: Sequence[Collective], after: Sequence[Collective], foun
 def _by_place(collectives: Sequence[Collective]) -> dict[str, Use]:
     found: dict[str, Use] = defaultdict(dict)
     for name, (count, bytes_, seconds) in together(collectives).items():
-        kind, axes, place = name.split("|")
+        kind, axes, place = name.split("|", 2)
         place = place.removesuffix(AND_OTHERS)
         had = found[place].get((kind, axes), NOTHING)
         found[place][kind, axes] = had[0] + count, had[1] + bytes_, had[2] + seconds

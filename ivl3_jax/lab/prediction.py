@@ -3,7 +3,7 @@
 No TPU takes part: every figure follows from the text of the compiled module and from `calibration`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -28,12 +28,14 @@ class Prediction:
         case: it. compiled: what the compiler made of it. timeline: its schedule, None where it ran out of memory.
         operations: floating-point, that the step needs on each chip: products only, forward and backward, nothing that
             is computed twice, attention between positions that see each other (`training.flops`).
+        calibration: by which the schedule was timed.
     """
 
     case: Case
     compiled: Compiled
     timeline: Timeline | None
     operations: float
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def fits(self) -> bool:
@@ -56,27 +58,26 @@ class Prediction:
         return None if self.seconds is None else self.case.tokens / self.seconds / self.case.topology.chips
 
 
-def predict(case: Case, compiled: Compiled | None = None, calibration: Calibration | None = None) -> Prediction:
-    """Compiles a case, unless that was done before, and walks its schedule.
+def predict(case: Case, compiled: Compiled, calibration: Calibration | None = None) -> Prediction:
+    """Walks the schedule of a case that was compiled.
 
     Raises:
-        ValueError: the plan does not fit the model, the slice or the batch.
+        ValueError: the plan does not fit the slice.
     """
     calibration = calibration or Calibration()
     placed = case.topology.make_mesh(case.plan)
-    compiled = compiled or compile_case(case)
     timeline = None
     if compiled.text:
         kernels = kernel_seconds(case.topology.chip.name, case.documents, calibration)
         timeline = walk(Module.read(compiled.text), placed, kernels, calibration)
-    return Prediction(case, compiled, timeline, operations(case) / case.topology.chips)
+    return Prediction(case, compiled, timeline, operations(case) / case.topology.chips, calibration)
 
 
 def compile_case(case: Case) -> Compiled:
     """Compiles a case; takes a minute or so.
 
     Raises:
-        ValueError: as `predict`.
+        ValueError: the plan does not fit the model, the slice or the batch.
     """
     placed = case.topology.make_mesh(case.plan)
     return compile_step(

@@ -113,7 +113,7 @@ class Change:
             return any(word in place for word in ELSEWHERE[part])
         of_weights = "weights" in place or "gradients" in place
         if part not in COMPONENTS:
-            return part not in ("documents", "model", "compiler", "topology") and not of_weights
+            return part not in ("documents", "model", "compiler", "topology", "calibration") and not of_weights
         mine = place.startswith(COMPONENTS[part]) or (place.startswith(STEP) and part == "decoder")
         axis = rest.rpartition(".")[2]
         if axis == "tiles":

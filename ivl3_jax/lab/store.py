@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import zlib
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from ivl3_jax.lab.compile import Compiled, Memory, Shortage
 # The rooms of the package on which a compiled step depends, and what of the lab does.
 _ROOMS = ("sharding", "kernels", "layers", "models", "training")
 _FILES = ("batch.py", "chips.py", "config.py", "lab/compile.py", "lab/topology.py")
+_FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # variables from which the compiler takes options
 
 
 class Store:
@@ -25,20 +26,21 @@ class Store:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
 
-    def compiled(self, case: Case, compile: Callable[[Case], Compiled]) -> Compiled:
-        """The case's compiled step, from the directory or, once, from `compile`."""
-        return self.find(case) or self.keep(case, compile(case))
-
     def find(self, case: Case) -> Compiled | None:
-        """What is kept of a case, None if nothing is."""
+        """What is kept of a case; None if nothing is, or not all of it, or it cannot be read."""
         facts, text = self._files(case)
-        if not facts.is_file():
+        try:
+            found = json.loads(facts.read_text(encoding="utf-8"))["compiled"]
+            found["memory"] = found["memory"] and Memory(**found["memory"])
+            found["shortage"] = found["shortage"] and Shortage(**found["shortage"])
+            found["complaints"] = tuple(found["complaints"])
+            kept = Compiled(**found, text="")
+            if kept.memory is None and kept.shortage is not None:
+                return kept  # the compiler gave up, and wrote no text
+            scheduled = gzip.decompress(text.read_bytes()).decode()
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError):
             return None
-        found = json.loads(facts.read_text(encoding="utf-8"))["compiled"]
-        found["memory"] = found["memory"] and Memory(**found["memory"])
-        found["shortage"] = found["shortage"] and Shortage(**found["shortage"])
-        found["complaints"] = tuple(found["complaints"])
-        return Compiled(**found, text=gzip.decompress(text.read_bytes()).decode() if text.is_file() else "")
+        return dataclasses.replace(kept, text=scheduled) if scheduled else None
 
     def keep(self, case: Case, compiled: Compiled) -> Compiled:
         """Keeps it; the facts come last, so that what is there is whole."""
@@ -55,7 +57,8 @@ class Store:
         told.pop("documents")  # only the walk of the schedule asks for them
         told["plan"].pop("name")
         told.pop("model")
-        key = hashlib.sha256(json.dumps([told, _versions(), _source()], sort_keys=True).encode()).hexdigest()[:20]
+        made_by = _versions(), {name: os.environ.get(name, "") for name in _FLAGS}, _source()
+        key = hashlib.sha256(json.dumps([told, made_by], sort_keys=True).encode()).hexdigest()[:20]
         return self.directory / f"{key}.json", self.directory / f"{key}.hlo.gz"
 
 

@@ -7,6 +7,7 @@ from ivl3_jax.lab.collectives import Collective
 from ivl3_jax.lab.prediction import Prediction
 
 GIB = 2**30
+OPERATIONS = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
 WIDTH = 40  # of a bar
 
 
@@ -14,11 +15,13 @@ def tell(found: Prediction) -> str:
     """Everything there is to say, in lines of at most 120 characters."""
     case, compiled = found.case, found.compiled
     batch = case.batch
-    rows = f"{batch.rows:,} rows of {batch.tokens:,} tokens and {batch.tiles} tiles"
+    rows = f"{_counted(batch.rows, 'row')} of {_counted(batch.tokens, 'token')} and {_counted(batch.tiles, 'tile')}"
+    documents = f"{case.documents:,} equal documents" if case.documents > 1 else "one document"
     lines = [
-        f"{case.name}, {case.topology.chips:,} chips",
-        f"a step: {rows}, {case.tokens / 1e6:.2f} million tokens, {case.documents} documents a row",
+        f"{case.name}, {_counted(case.topology.chips, 'chip')}",
+        f"a step: {rows}, together {_counted(case.tokens, 'token')}; {documents} a row",
         f"compiled in {compiled.trace_seconds + compiled.compile_seconds:.0f} s; no TPU took part in what follows",
+        *([f"constants of your own: {found.calibration.changed}"] if found.calibration.changed else []),
         "",
         *_memory(found),
     ]
@@ -54,11 +57,10 @@ def _time(found: Prediction) -> list[str]:
     lines += table([(name, f"{s:8.3f} s {s / timeline.seconds:5.0%}", bar(s / timeline.seconds)) for name, s in parts])
     beside = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in timeline.busy.items() if seconds > 0.005)
     lines += [f"  beside compute were busy: {beside}"] if beside else []
-    needed = found.operations / 1e12
     return [
         *lines,
         f"predicted MFU: {found.utilisation:.1%} of {found.case.topology.chip.teraflops:g} TFLOP/s "
-        f"({needed:,.0f} TFLOP a chip, causal attention counted once)",
+        f"({_operations(found.operations)} a chip, causal attention counted once)",
         f"predicted rate: {found.rate:,.0f} tokens a second and chip",
     ]
 
@@ -81,6 +83,16 @@ def _collectives(collectives: Sequence[Collective]) -> list[str]:
         return ["no collectives"]
     head = [("collective", "over", "a step", "bytes a chip", "on its links", "")]
     return table(head + [cells for _, cells in sorted(rows, key=lambda row: -row[0])])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _operations(number: float) -> str:
+    """Floating-point operations in the largest unit of which there is one."""
+    unit, size = next(((unit, size) for unit, size in OPERATIONS if number >= size), ("FLOP", 1.0))
+    return f"{number / size:,.{0 if number >= 10 * size else 1}f} {unit}"
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:

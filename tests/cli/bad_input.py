@@ -310,6 +310,64 @@ def _(work):
     return ["lab", "run", "--plan", "fsdp", "--mesh", "{fsdp: 1024}"]
 
 
+@case("a dtype that no TPU computes with")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--dtype", "int8")
+
+
+@case("more slices than there are")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--slices", "1000000")
+
+
+@case("documents of unequal length")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--documents", "3")
+
+
+@case("an answer that cannot be written")
+def _(work):
+    return lab("--topology", "v5e:4x4", "--json", str(work / "nowhere/a.json"))
+
+
+@case("a cache that cannot be written")
+def _(work):
+    (work / "kept").touch()
+    return lab("--topology", "v5e:4x4", "--cache", str(work / "kept"))
+
+
+@case("a constant that cannot be")
+def _(work):
+    (work / "mine.yaml").write_text("hbm: 1.2\n")
+    return lab("--topology", "v5e:4x4", "--calibration", str(work / "mine.yaml"))
+
+
+@case("a constant twice")
+def _(work):
+    (work / "mine.yaml").write_text("hbm: 0.8\nici: 0.7\nhbm: 0.9\n")
+    return lab("--topology", "v5e:4x4", "--calibration", str(work / "mine.yaml"))
+
+
+def lab_search(*options):
+    return ["lab", "search", "--model", "1b", "--topology", "v5e:4x4", "--tokens", "2048", *options]
+
+
+@case("a search for no rows")
+def _(work):
+    return lab_search("--rows", "[0]")
+
+
+@case("a search for no tokens")
+def _(work):
+    return lab_search("--most-tokens", "0.001", "--plans", "[fsdp]")
+
+
+@case("an answer that is none")
+def _(work):
+    (work / "a.json").write_text('{"loss": 1}')
+    return ["lab", "compare", str(work / "a.json"), str(work / "a.json")]
+
+
 @case("an unknown chip")
 def _(work):
     return ["bench", "kernels", "--chips", "v4"]

@@ -1,18 +1,19 @@
-"""What is asked of the lab: models by name, meshes that are filled up, batches; and what is kept of an answer."""
+"""What is asked of the lab: models by name, meshes that are filled up, batches; and an answer in words."""
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from ivl3_jax.cli.lab_cases import Question
-from ivl3_jax.lab import store as stores
+from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.case import batch_of, fitted, model_of
-from ivl3_jax.lab.compile import Compiled, Memory, Shortage
-from ivl3_jax.lab.store import Store
+from ivl3_jax.lab.compile import BatchShape
 from ivl3_jax.lab.telling import bar, table, tell
 from ivl3_jax.lab.topology import Topology
 from ivl3_jax.sharding.plan import ShardingPlan
+from tests.lab.predictions import case as case_of
 from tests.lab.predictions import prediction, timeline
 from tests.models.small import checkpoint
 
@@ -68,11 +69,21 @@ def test_rows_of_a_batch():
         ({"documents": 0}, "documents is 0; it must be at least 1"),
         ({"slices": 0}, "slices is 0; it must be at least 1"),
         ({"tiles": -1}, "tiles is -1; it must be at least 0"),
+        ({"slices": 65}, "slices is 65; it must be at most 64"),
+        ({"documents": 5, "tokens": 48}, "documents is 5, .* rows of 48 tokens into equal segments; 4 or 6 would"),
+        ({"documents": 2048, "tokens": 48}, "documents is 2048, .*; 48 would"),
+        ({"rows_per_chip": 0.0}, "rows_per_chip is 0.0; it must be above 0"),
+        ({"rows_per_chip": math.inf}, "rows_per_chip is inf; it must be above 0 and finite"),
     ],
 )
 def test_numbers_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         Question("1b", "v5e:4x4", **fields)
+
+
+def test_more_chips_than_there_are():
+    with pytest.raises(ValueError, match=r"slices is 9: v5p:16x16x32 x 9 has 73,728 chips; .* at most 65,536"):
+        Question("1b", "v5p:16x16x32", slices=9).slice()
 
 
 def test_a_case_says_what_it_is(case):
@@ -81,47 +92,21 @@ def test_a_case_says_what_it_is(case):
     assert json.loads(json.dumps(case.facts())) == case.facts()
 
 
-COMPILED = Compiled("HloModule x\n", Memory(1, 2, 3, 4, 10), None, 1.5, 2.5, ("a warning",), {"flag": True})
-SHORT = dataclasses.replace(COMPILED, text="", memory=None, shortage=Shortage("HBM", 20, 16, "too much"))
-
-
-@pytest.mark.parametrize("compiled", [COMPILED, SHORT])
-def test_what_is_compiled_is_kept(compiled, case, tmp_path):
-    store, calls = Store(tmp_path / "kept"), []
-
-    def compile(case):
-        calls.append(case)
-        return compiled
-
-    assert store.find(case) is None
-    assert store.compiled(case, compile) == store.compiled(case, compile) == compiled
-    assert calls == [case]
-
-
-def test_another_case_is_not_taken_for_it(case, tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    store.keep(case, COMPILED)
-    renamed = dataclasses.replace(case, plan=dataclasses.replace(case.plan, name="other"), documents=4)
-    assert store.find(renamed) == COMPILED  # neither a plan's name nor the documents are compiled
-    assert store.find(dataclasses.replace(case, plan=case.plan.with_mesh({"fsdp": 16, "tensor": 1}))) is None
-    assert store.find(dataclasses.replace(case, dtype="float32")) is None
-    monkeypatch.setattr(stores, "_source", lambda: "another commit")
-    assert store.find(case) is None
-
-
-def test_a_half_written_answer_is_none(case, tmp_path):
-    store = Store(tmp_path)
-    store.keep(case, COMPILED)
-    for file in tmp_path.glob("*.json"):
-        file.unlink()
-    assert store.find(case) is None
-
-
 def test_an_answer_in_the_terminal():
     said = tell(prediction(found=timeline()))
     assert all(len(line) <= 120 for line in said.splitlines())
     for part in ("memory of a chip", "predicted step", "predicted MFU", "predicted rate", "no TPU took part", "fits"):
         assert part in said
+
+
+def test_a_small_step_in_the_terminal():
+    found = prediction(dataclasses.replace(case_of(), batch=BatchShape(1, 2048, 1)), timeline())
+    said = tell(dataclasses.replace(found, operations=32e6, calibration=Calibration(vectors=1.5)))
+    assert "a step: 1 row of 2,048 tokens and 1 tile, together 2,048 tokens; one document a row" in said
+    assert "32 MFLOP a chip" in said
+    assert "constants of your own: vectors 1.5 (shipped 0.85)" in said
+    several = dataclasses.replace(found, case=dataclasses.replace(found.case, documents=8))
+    assert "; 8 equal documents a row" in tell(several) and "constants" not in tell(several)
 
 
 def test_tables_and_bars():

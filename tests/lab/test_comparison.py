@@ -1,11 +1,13 @@
 """Two answers side by side, and files that are none."""
 
+import dataclasses
 import json
 
 import pytest
 
 from ivl3_jax.cli.main import main
 from ivl3_jax.lab.answer import Answer, as_json
+from ivl3_jax.lab.calibration import Calibration
 from ivl3_jax.lab.comparison import COLUMNS, compare
 from ivl3_jax.lab.reasons import changes
 from tests.lab.predictions import MLP, case, collective, lacking, prediction, timeline
@@ -54,6 +56,27 @@ def test_the_same_twice():
     assert "the same collectives" in text
 
 
+def test_other_constants():
+    slower = dataclasses.replace(MEGATRON, calibration=Calibration(vectors=1.5))
+    text = compare(Answer.of(MEGATRON), Answer.of(slower), ("a", "b"))
+    assert "calibration.vectors: 0.85 -> 1.5\n      times follow from it, and nothing else" in text
+    assert text.count("calibration.") == 1 and "nothing that was asked differs" not in text
+    before = dataclasses.replace(Answer.of(MEGATRON), constants={})
+    assert "calibration.vectors: unknown -> 1.5" in compare(before, Answer.of(slower), ("a", "b"))
+
+
+def test_constants_move_no_collective():
+    """One differs, and collectives too: those are not said to follow from it."""
+    slower = dataclasses.replace(MEGATRON, timeline=timeline(GATHER), calibration=Calibration(vectors=1.5))
+    text = compare(Answer.of(MEGATRON), Answer.of(slower), ("a", "b"))
+    assert "collectives that changed" in text and "by calibration" not in text
+
+
+def test_a_place_with_a_bar_in_it():
+    odd = prediction(found=timeline(collective("all-gather", "fsdp", place="a | b")))
+    assert "a | b" in compare(Answer.of(odd), Answer.of(MEGATRON), ("a", "b"))
+
+
 def test_one_that_does_not_fit():
     text = compare(Answer.of(MEGATRON), Answer.of(prediction(shortage=lacking())), ("a", "b"))
     assert "DOES NOT FIT: RESOURCE_EXHAUSTED" in text
@@ -100,6 +123,14 @@ def without(**changed):
     return bad(json.dumps(as_json(MEGATRON) | changed))
 
 
+def case_with(**fields):
+    found = MEGATRON.case.facts()
+    return found | {"plan": found["plan"] | fields}
+
+
+GATHERED = as_json(MEGATRON)["collectives"][0]
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
@@ -111,8 +142,25 @@ def without(**changed):
         (without(collectives=[{"kind": "all-gather"}]), 1, "it must be a file that `ivl3 lab compile --json` writes"),
         (without(case={"plan": 3}), 1, "bad.json: TypeError"),
         (without(case={"plan": {}}), 1, "bad.json: KeyError: 'mesh'"),
-        (without(step_seconds="long"), 1, "step_seconds holds something else than numbers"),
-        (without(memory={"total": "much"}), 1, "memory holds something else than numbers"),
+        (without(step_seconds="long"), 1, "the file has step_seconds = 'long'; it must be a number of at most 1e+100"),
+        (without(memory={"total": "much"}), 1, "memory has total = 'much'; it must be a number of at most 1e+100"),
+        (without(rows=None), 1, "bad.json: the file has rows = None; it must be a number"),
+        (without(model=3), 1, "bad.json: the file has model = 3; it must be text"),
+        (without(mfu=float("nan")), 1, "bad.json: the file has mfu = nan"),
+        (without(tokens=10**400), 1, "bad.json: the file has tokens = 1000"),
+        (without(versions=[1]), 1, "bad.json: versions is [1]; it must be a table"),
+        (without(versions=None), 1, "bad.json: versions is None; it must be a table"),
+        (without(versions={"jax": 1}), 1, "bad.json: versions has jax = 1; it must be text"),
+        (without(constants={"ici": "fast"}), 1, "bad.json: constants has ici = 'fast'; it must be a number"),
+        (without(parts=[]), 1, "bad.json: parts is []; it must be a table"),
+        (without(collectives=[GATHERED | {"count": 0}]), 1, "bad.json: a collective, all-gather, has count = 0"),
+        (without(collectives=[GATHERED | {"place": None}]), 1, "bad.json: a collective, all-gather, has place = None"),
+        (without(collectives=[GATHERED | {"axes": ["up"]}]), 1, "bad.json: a collective is 'all-gather' over ['up']"),
+        (without(collectives=[GATHERED | {"axes": [[]]}]), 1, "bad.json: TypeError"),
+        (without(case=case_with(remat={"tower": "full"})), 1, "case.plan.remat has 'tower'; known there: vision"),
+        (bad("[" * 100_000), 1, "bad.json is not valid JSON (nested too deep)"),
+        (bad('{"a": 1, "a": 2}'), 1, "bad.json is not valid JSON ('a' stands in it twice)"),
+        (bad("9" * 5000), 1, "bad.json is not valid JSON"),
         (lambda _: ["fsdp"], 2, "takes two plans or files before its options, A and B; 1 given"),
         (lambda _: [], 2, "A and B; 0 given"),
         (lambda _: ["a.json", "b.json", "--model", "1b"], 2, "options are for plans that are compiled"),
