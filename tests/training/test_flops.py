@@ -24,13 +24,17 @@ ALL = {"vision": Component(), "projector": Component(), "decoder": Component()}
 
 
 def products(jaxpr):
-    """Operations of all products of matrices: but of attention, which have batch dimensions, and of the vocabulary."""
+    """Operations of all products of matrices.
+
+    But of attention, which have batch dimensions, of the vocabulary, and of rope, which is a product for speed alone.
+    """
     total = 0
+    turn = (CONFIG.decoder.head_dim,) * 2
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), (batched, _) = equation.params["dimension_numbers"]
             left, right = (variable.aval.shape for variable in equation.invars)
-            if not batched and CONFIG.decoder.vocab not in (*left, *right):
+            if not batched and CONFIG.decoder.vocab not in (*left, *right) and turn not in (left, right):
                 inner = math.prod(left[axis] for axis in contracted)
                 total += 2 * math.prod(left) * math.prod(right) // inner
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
