@@ -114,7 +114,7 @@ def best() -> list[Line]:
     lines = []
     for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16"):
         for model in ("1b", "8b", "38b", "78b"):
-            question = SearchQuestion(model, topology, tokens=16384, tiles=24, compile=TRIED)
+            question = SearchQuestion(model, topology, tokens=8192, tiles=12, compile=TRIED)
             for number, (case, _) in enumerate(ranked(cases(question), most=TRIED)[0]):
                 lines.append(Line(f"{topology} {model} {number}", case))
     return lines
