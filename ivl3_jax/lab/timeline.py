@@ -6,7 +6,7 @@ iteration, and one that follows another, which counts for all the rest.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
 from ivl3_jax.chips import Chip
@@ -139,6 +139,7 @@ class _Walker:
         self.now = 0.0
         self.lanes: dict[Hashable, float] = {}
         self.flight: dict[str, float] = {}  # by name of the start, or channel: when it is done
+        self.around: Set[str] = frozenset()  # channels with pieces in the computations that are walked
         self.parts: dict[str, float] = defaultdict(float)
         self.busy: dict[str, float] = defaultdict(float)
         self.collectives: list[Collective] = []
@@ -151,7 +152,8 @@ class _Walker:
     def run(self, computation: Computation, weight: float) -> None:
         """Walks a computation; `weight` is how often it stands for."""
         self.computation = computation
-        pieces = self._pieces(computation)
+        pieces, around = self._pieces(computation), self.around
+        self.around = around | {each.channel for carried in pieces.values() for each in carried}
         for instruction in computation.instructions:
             self.weight, self.computation = weight, computation
             opcode = instruction.opcode
@@ -171,11 +173,12 @@ class _Walker:
             elif opcode.endswith("-start"):
                 self._start(instruction)
             elif instruction in pieces:
-                self._piece(computation, instruction, pieces)
+                self._piece(computation, instruction, pieces, around)
             elif instruction.target == "tpu_custom_call":
                 self._kernel(computation, instruction)
             elif opcode != "custom-call" or instruction.estimated_cycles:
                 self._compute(computation, instruction)
+        self.around = around
 
     def wait(self, until: float, part: str) -> None:
         if until > self.now:
@@ -346,9 +349,16 @@ class _Walker:
         return found
 
     def _piece(
-        self, computation: Computation, instruction: Instruction, pieces: dict[Instruction, list[Instruction]]
+        self,
+        computation: Computation,
+        instruction: Instruction,
+        pieces: dict[Instruction, list[Instruction]],
+        around: Set[str],
     ) -> None:
-        """A fusion that begins, carries on or ends collectives, which their channels name."""
+        """A fusion that begins, carries on or ends collectives, which their channels name.
+
+        A loop may carry on what is begun before it and ends after it: channels of `around`.
+        """
         last: dict[str, Instruction] = {}
         count: Counter[str] = Counter()
         for fusion, carried in pieces.items():
@@ -359,6 +369,8 @@ class _Walker:
         if operations(self.module, computation, instruction) or instruction.estimated_cycles:
             self._compute(computation, instruction)
         for each in pieces[instruction]:
+            if each.channel in around and each.channel in self.flight:
+                continue
             if each.channel not in self.flight:
                 scattered = "scatter" in instruction.called[0] and kind_of(each) == "all-reduce"
                 kind = "reduce-scatter" if scattered else kind_of(each) or ""

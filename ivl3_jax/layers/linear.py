@@ -81,13 +81,20 @@ def contract(x: jax.Array, kernel: jax.Array, in_use: PartitionSpec, layout: Par
     explicit = jax.sharding.get_abstract_mesh().are_all_axes_explicit
     rows = mesh_axes(*spec[:leading]) if explicit else set()
     # As one matrix: XLA's CPU backend copies a kernel of three dimensions to transpose it in the backward pass.
-    kernel = merged(merged(kernel, n, kernel.ndim, rows), 0, n, rows)
-    kernel = brought(kernel, PartitionSpec(in_use[0], in_use[n]), rows)
+    kernel, inner = merged(merged(kernel, n, kernel.ndim, rows), 0, n, rows), 0
+    used = PartitionSpec(in_use[0], in_use[n])
+    if explicit and [bool(axes) for axes in freed(kernel, used)] == [False, True]:
+        # What is gathered stands first: along the last dimension shards that fill no tile of a TPU would be copied.
+        kernel, used, inner = kernel.T, PartitionSpec(used[1], used[0]), 1
+    kernel = brought(kernel, used, rows)
+
+    def product(layout: PartitionSpec) -> jax.Array:
+        return jax.lax.dot_general(x, kernel, (((leading,), (inner,)), ((), ())), out_sharding=layout)
+
     if not explicit or PartitionSpec(*spec[:leading]) == PartitionSpec(*out[:leading]):
-        y = jnp.dot(x, kernel, out_sharding=out)
+        y = product(out)
     else:  # the sum over the devices that share the inputs is scattered over positions
-        partial = PartitionSpec(*spec[:leading], out[leading], unreduced=mesh_axes(spec[leading]))
-        y = reshard(jnp.dot(x, kernel, out_sharding=partial), out)
+        y = reshard(product(PartitionSpec(*spec[:leading], out[leading], unreduced=mesh_axes(spec[leading]))), out)
     return y.reshape(*y.shape[:-1], *outputs, out_sharding=layout)
 
 
@@ -98,13 +105,18 @@ def brought(kernel: jax.Array, in_use: PartitionSpec, rows: Set[str]) -> jax.Arr
     an all-reduce of zeros, and so it does for the gradient.
     """
     spec = jax.typeof(kernel).sharding.spec
-    stored, used = spec.partitions, in_use.partitions
-    freed = [mesh_axes(here) - mesh_axes(there) for here, there in zip(stored, used, strict=True)]
-    if all(freed):
-        first = min((0, 1), key=lambda axis: shard_count(tuple(freed[axis])))
+    stored, used, gathered = spec.partitions, in_use.partitions, freed(kernel, in_use)
+    if all(gathered):
+        first = min((0, 1), key=lambda axis: shard_count(tuple(gathered[axis])))
         step = (used[0], stored[1]) if first == 0 else (stored[0], used[1])
-        kernel = reshard(kernel, PartitionSpec(*step, reduced=spec.reduced | (freed[first] & rows)))
+        kernel = reshard(kernel, PartitionSpec(*step, reduced=spec.reduced | (gathered[first] & rows)))
     return reshard(kernel, PartitionSpec(*used, reduced=rows))
+
+
+def freed(x: jax.Array, in_use: PartitionSpec) -> list[set[str]]:
+    """The mesh axes that each dimension of x is spread over, and is not any more in the layout `in_use`."""
+    stored = jax.typeof(x).sharding.spec.partitions
+    return [mesh_axes(here) - mesh_axes(there) for here, there in zip(stored, in_use.partitions, strict=True)]
 
 
 def merged(x: jax.Array, start: int, stop: int, rows: Set[str] = frozenset()) -> jax.Array:

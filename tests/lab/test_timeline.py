@@ -278,3 +278,22 @@ def test_what_is_begun_before_a_loop_goes_on_beside_it():
     text = loop(busy("w", MS, "%x"), trips=20, before=gather("[4,4]<=[16]", start=True))
     text = text.replace("  ROOT %result", END + "  ROOT %result")
     assert walked(text).parts == pytest.approx({"memory moves": 20e-3})
+
+
+def test_a_loop_carries_on_what_begins_before_it_and_ends_after_it():
+    def piece(name: str) -> str:
+        return (
+            f"%{name} (p: f32[8,128]) -> bf16[64,1024,1024] {{\n  %p = {ARRAY} parameter(0)\n"
+            f"  ROOT %all-gather.{name} = {BIG} all-gather(%p), channel_id=7, replica_groups=[4,4]<=[16]\n}}\n\n"
+        )
+
+    def fusion(name: str, operand: str) -> str:
+        return f"  %f{name} = {BIG} fusion({operand}), kind=kCustom, calls=%{name}\n"
+
+    text = loop(busy("w", MS, "%x") + fusion("two", "%x"), trips=20, before=fusion("one", "%a"))
+    text = text.replace("  ROOT %result", fusion("three", "%a") + "  ROOT %result")
+    head, rest = text.split("\n", 1)
+    found = walked(f"{head}\n" + "".join(map(piece, ("one", "two", "three"))) + rest)
+    (row,) = found.collectives
+    assert row.count == 1
+    assert found.parts == pytest.approx({"memory moves": 20e-3})
