@@ -22,7 +22,7 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.models.adapters import with_adapters
 from ivl3_jax.models.model import abstract_model
-from ivl3_jax.sharding.compiler import options_of
+from ivl3_jax.sharding.compiler import no_room_for_sums, options_of, without_fused_sums
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.loop import objective_of
@@ -133,6 +133,11 @@ def compile_step(
             with _stderr(said):
                 done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
+            fewer = without_fused_sums(chosen)
+            if no_room_for_sums(error) and fewer != chosen:  # as the train step itself does
+                return compile_step(
+                    config, plan, placed, shape, train, param_dtype=param_dtype, dtype=dtype, options=fewer
+                )
             refused, seconds = _shortage(_known(str(error), plan, placed.topology.chip)), time.perf_counter() - traced
             return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced

@@ -61,6 +61,16 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
 }
 
 
+def no_room_for_sums(error: Exception) -> bool:
+    """Whether the compiler gave a step up because sums that are fused find no room in VMEM, which a few plans meet."""
+    return "requires allocation in the alternate memory" in str(error)
+
+
+def without_fused_sums(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """The options with which such a step compiles."""
+    return {name: value for name, value in options.items() if name not in FUSED_SUMS}
+
+
 def options_of(chip: str, plan: ShardingPlan) -> dict[str, bool | int | str]:
     """Options for a plan on a chip: those of the table, with those of offloading where it offloads, and its own.
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.kernels.chip import chip
 from ivl3_jax.models.model import Params
-from ivl3_jax.sharding.compiler import options_of
+from ivl3_jax.sharding.compiler import no_room_for_sums, options_of, without_fused_sums
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
@@ -190,9 +190,30 @@ def make_step(
         )
         return kept._replace(step=state.step + 1, optimizer=_kept(kept.optimizer, plan)), metrics
 
-    if options is None and plan is not None and (name := chip()) is not None:
-        options = options_of(name, plan)
-    return jax.jit(step, donate_argnums=0, compiler_options=dict(options) if options else None)
+    def jitted(options: Mapping[str, bool | int | str] | None) -> TrainStep:
+        return jax.jit(step, donate_argnums=0, compiler_options=dict(options) if options else None)
+
+    if options is not None or plan is None or (name := chip()) is None:
+        return jitted(options)
+    chosen = options_of(name, plan)
+    return _or_else(jitted(chosen), jitted(without_fused_sums(chosen)))
+
+
+def _or_else(step: TrainStep, other: TrainStep) -> TrainStep:
+    """`step`, or `other` where the compiler finds no room for its fused sums; nothing was donated by then."""
+    chosen = step
+
+    def run(*arguments: Any) -> Any:
+        nonlocal chosen
+        try:
+            return chosen(*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if chosen is other or not no_room_for_sums(error):
+                raise
+            chosen = other
+        return chosen(*arguments)
+
+    return run
 
 
 def _kept(moments: optax.OptState, plan: ShardingPlan | None) -> optax.OptState:

@@ -16,7 +16,7 @@ from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import NextToken
 from ivl3_jax.training.placing import Placement
-from ivl3_jax.training.step import init_state, make_step
+from ivl3_jax.training.step import _or_else, init_state, make_step
 from ivl3_jax.training.trained import Component
 from tests.models.small import CONFIG, changed, relative
 from tests.tolerances import GRADIENT, STACK
@@ -277,3 +277,24 @@ def test_moving_average_and_moment_dtype():
     after = flat(state.params)
     for path, value in flat(state.average).items():
         np.testing.assert_allclose(value, 0.1 * before[path] + 0.9 * after[path], rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_a_step_whose_sums_find_no_room_is_compiled_without_fusing_them():
+    tried = []
+
+    def fused(x):
+        tried.append("fused")
+        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: ... requires allocation in the alternate memory, ...")
+
+    def plain(x):
+        tried.append("plain")
+        return x
+
+    step = _or_else(fused, plain)
+    assert [step(1), step(2)] == [1, 2] and tried == ["fused", "plain", "plain"]
+
+    def broken(x):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        _or_else(broken, plain)(1)
