@@ -3,7 +3,8 @@
     python benchmarks/studies.py [--only vision,long,best,scaling] [--jobs 2] [--cache FOLDER]
 
 Each study is a list of cases, which are compiled for their slices, a minute or several each, and kept as by `ivl3 lab`.
-Its table takes the place of the one in docs/studies.md, and its picture that of docs/studies-NAME.png.
+Its table takes the place of the one in docs/studies.md, or is printed where the page has none, and its picture that of
+docs/studies-NAME.png.
 """
 
 import argparse
@@ -177,7 +178,10 @@ def write(name: str, lines: Sequence[Line], store) -> None:
     page = DOCS / "studies.md"
     text = page.read_text(encoding="utf-8")
     place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    page.write_text(place.sub(lambda _: table(found), text, count=1), encoding="utf-8")
+    changed, places = place.subn(lambda _: table(found), text, count=1)
+    page.write_text(changed, encoding="utf-8")
+    if not places:
+        print(table(found))
     draw(found, DOCS / f"studies-{name}.png")
 
 
