@@ -102,5 +102,6 @@ def _said(name: str, value: str) -> str:
     if name == "rows":
         return f"{value} row{'' if value == '1' else 's'} a chip"
     if name in WORDS:
-        return WORDS[name].format(value)
+        told = WORDS[name].format(value)
+        return told.replace("documents", "document") if value == "1" else told
     return f"{name.removeprefix('plan.').removeprefix('train.')} {value}"
