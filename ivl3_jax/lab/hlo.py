@@ -26,6 +26,7 @@ HBM, VMEM, HOST = 0, 1, 5  # memory spaces; others are small memories of the sca
 _SHAPE = re.compile(r"\b(token|opaque|" + "|".join(BITS) + r")\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-<>]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"  (ROOT )?%?([\w.\-<>]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_END = re.compile(r'\}(, execution_thread="\w+")?$')
 _COMMENT = re.compile(r"/\*.*?\*/")
 _OPERAND = re.compile(r"%([\w.\-<>]+)")
 
@@ -305,7 +306,7 @@ def _blocks(text: str) -> Iterator[tuple[bool, str, list[str]]]:
             found = _COMPUTATION.match(line)
             if found:
                 name, entry, lines = found[2], bool(found[1]), []
-        elif line == "}" and not after.strip():
+        elif _END.match(line) and not after.strip():
             yield entry, name, lines
             name = None
         elif _INSTRUCTION.match(line):

@@ -133,3 +133,10 @@ def test_groups(attributes, groups):
 
 def test_no_groups():
     assert replica_groups(collective("dimensions={0}")) is None
+
+
+def test_a_computation_of_another_core():
+    """Newer compilers name the core that runs a computation behind its end."""
+    other = '%other (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} parameter(0)\n}, execution_thread="sparsecore"\n\n'
+    module = Module.read(HEAD + other + "ENTRY %main (a: f32[8]) -> f32[8] {\n  ROOT %a = f32[8]{0} parameter(0)\n}\n")
+    assert set(module.computations) == {"other", "main"} and module.entry.name == "main"
