@@ -3,6 +3,7 @@
 Without a TPU the variables of `ivl3_jax.libtpu` must be set before jax is imported, as the `ivl3` command does.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.models.adapters import with_adapters
 from ivl3_jax.models.model import abstract_model
-from ivl3_jax.sharding.compiler import no_room_for_sums, options_of, without_fused_sums
+from ivl3_jax.sharding.compiler import NOT_FUSED, no_room_for_sums, options_of, without_fused_sums
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.loop import objective_of
@@ -52,8 +53,7 @@ class Memory:
         parameters, optimizer: their shards. batch: likewise.
         temporaries: everything else that the step has at its fullest: activations, gathered weights, gradients.
         total: the step at its fullest, padding of layouts included: what the compiler itself holds against the HBM
-            when it refuses a step. Its sizes of arguments and temporaries add up to more, as two temporaries that
-            are never alive together count twice there.
+            when it refuses a step. Its sizes of arguments and temporaries add up to more.
     """
 
     parameters: int
@@ -135,9 +135,10 @@ def compile_step(
         except jax.errors.JaxRuntimeError as error:
             fewer = without_fused_sums(chosen)
             if no_room_for_sums(error) and fewer != chosen:  # as the train step itself does
-                return compile_step(
+                found = compile_step(
                     config, plan, placed, shape, train, param_dtype=param_dtype, dtype=dtype, options=fewer
                 )
+                return dataclasses.replace(found, complaints=(NOT_FUSED, *found.complaints))
             refused, seconds = _shortage(_known(str(error), plan, placed.topology.chip)), time.perf_counter() - traced
             return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced

@@ -61,6 +61,9 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
 }
 
 
+NOT_FUSED = "the compiler finds no room for fused sums of gradients; the step is compiled without them"
+
+
 def no_room_for_sums(error: Exception) -> bool:
     """Whether the compiler gave a step up because sums that are fused find no room in VMEM, which a few plans meet."""
     return "requires allocation in the alternate memory" in str(error)

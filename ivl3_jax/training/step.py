@@ -1,5 +1,6 @@
 """The training state and one optimizer step: pure, jitted, donated."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.kernels.chip import chip
 from ivl3_jax.models.model import Params
-from ivl3_jax.sharding.compiler import no_room_for_sums, options_of, without_fused_sums
+from ivl3_jax.sharding.compiler import NOT_FUSED, no_room_for_sums, options_of, without_fused_sums
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
@@ -210,6 +211,7 @@ def _or_else(step: TrainStep, other: TrainStep) -> TrainStep:
         except jax.errors.JaxRuntimeError as error:
             if chosen is other or not no_room_for_sums(error):
                 raise
+            warnings.warn(NOT_FUSED, stacklevel=2)
             chosen = other
         return chosen(*arguments)
 
