@@ -61,7 +61,7 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
 }
 
 
-NOT_FUSED = "the compiler finds no room for fused sums of gradients; the step is compiled without them"
+NOT_FUSED = "fused sums of gradients find no room in VMEM; the step is compiled without them"
 
 
 def no_room_for_sums(error: Exception) -> bool:
