@@ -108,15 +108,18 @@ def long() -> list[Line]:
 
 
 def best() -> list[Line]:
-    """The best of what a search for each size and slice compiles."""
+    """The best of a few that a search ranks first for each size and slice, one of each of the plans in configs/."""
     from ivl3_jax.cli.lab_search import SearchQuestion, cases
     from ivl3_jax.lab.candidates import ranked
 
     lines = []
     for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16"):
         for model in ("1b", "8b", "38b", "78b"):
-            question = SearchQuestion(model, topology, tokens=8192, tiles=12, compile=TRIED)
-            for number, (case, _) in enumerate(ranked(cases(question), most=TRIED)[0]):
+            question = SearchQuestion(model, topology, tokens=8192, tiles=12, compile=RANKED)
+            first: dict[str, Case] = {}
+            for case, _ in ranked(cases(question), most=RANKED)[0]:
+                first.setdefault(case.plan.name.partition(",")[0], case)
+            for number, case in enumerate([*first.values()][:TRIED]):
                 lines.append(Line(f"{topology} {model} {number}", case))
     return lines
 
@@ -139,7 +142,7 @@ def scaling() -> list[Line]:
 
 
 STUDIES: dict[str, Callable[[], list[Line]]] = {"vision": vision, "long": long, "best": best, "scaling": scaling}
-TRIED = 2  # plans that are compiled for each size and slice of `best`
+RANKED, TRIED = 40, 2  # plans that are ranked, and those compiled, for each size and slice of `best`
 
 
 def main() -> None:

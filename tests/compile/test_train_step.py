@@ -16,7 +16,8 @@ from ivl3_jax.training.step import init_state, make_step
 HBM = 16 * 2**30  # bytes of a v5e chip
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 16}, pytest.param({"fsdp": 8, "tensor": 2}, marks=pytest.mark.long)])
+@pytest.mark.long  # two steps of a like are compiled by test_inventories.py in any case
+@pytest.mark.parametrize("mesh", [{"fsdp": 16}, {"fsdp": 8, "tensor": 2}])
 def test_compiles_and_fits_v5e_4x4(libtpu, mesh):
     """16 packed rows of 2,048 tokens and 4 tiles, f32 parameters and moments, bf16 compute."""
     from jax.experimental import topologies
