@@ -21,7 +21,8 @@ import numpy as np
 from ivl3_jax.batch import IGNORE, Batch, empty_batch
 from ivl3_jax.config import InternVLConfig, Lora
 from ivl3_jax.data.encoded import Encoded
-from ivl3_jax.inference.generate import Generator
+from ivl3_jax.inference.engine import Engine
+from ivl3_jax.inference.request import Request
 from ivl3_jax.models.adapters import adapted
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -107,12 +108,19 @@ def generation(config: InternVLConfig, name: str, arguments: argparse.Namespace)
     """Prefill and decoding with bfloat16 weights."""
     tokens, tiles = arguments.tokens // 2, arguments.tiles // 2
     batch = packed_row(config, tokens, tiles, 1)
-    generator = Generator(Model.init(config, param_dtype="bfloat16", dtype="bfloat16"))
-    nothing = np.zeros(tokens, bool)
-    prompt = Encoded(*(x[0] for x in batch[:2]), nothing, batch.tiles[0], batch.visual_index[0], batch.positions[0])
-    prefill = median(5, lambda: next(generator.stream([prompt], NEW_TOKENS)))
+    engine = Engine(Model.init(config, param_dtype="bfloat16", dtype="bfloat16"))
+    nothing, asked = np.zeros(tokens, bool), itertools.count()
+
+    def prompt() -> Encoded:
+        """Another one each time, pictures too: nothing of it is in the cache."""
+        number = next(asked)
+        ids, pictures = batch.tokens[0].copy(), batch.tiles[0].copy()
+        ids[0], pictures[:, 0, 0, 0] = number, number % 256
+        return Encoded(ids, batch.labels[0], nothing, pictures, batch.visual_index[0], batch.positions[0])
+
+    prefill = median(5, lambda: next(engine.stream(Request(prompt(), NEW_TOKENS))))
     print(f"| {name}, prefill of {tokens} tokens with {tiles} tiles | {prefill:.4f} |", flush=True)
-    whole = median(5, lambda: list(generator.stream([prompt], NEW_TOKENS)))
+    whole = median(5, lambda: list(engine.stream(Request(prompt(), NEW_TOKENS))))
     print(f"| {name}, decoding, a token | {(whole - prefill) / (NEW_TOKENS - 1):.5f} |", flush=True)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/forward.py [--repeat 3] [--checkpoint DIR]
 
-Random weights are made once by transformers and kept in .cache/benchmarks/1b. Four measures: the ViT on 4 tiles; a
-prefill of 4 tiles and 200 text tokens; loss and gradients of 1 tile and 256 text tokens; decoding, seconds a token.
+Random weights are made once by transformers and kept in .cache/benchmarks/1b. Two measures: the ViT on 4 tiles; loss
+and gradients of 1 tile and 256 text tokens. For generation see benchmarks/inference.py.
 Each side runs once to warm up (for us that is the compile time shown) and then `--repeat` times; medians count. One
 side after the other, not in turn: a run would pay for the memory that the other side has just given back.
 """
@@ -28,14 +28,10 @@ from flax import nnx
 import ivl3_jax
 from ivl3_jax.batch import Batch, empty_batch
 from ivl3_jax.config import IMAGE_MEAN, IMAGE_STD, InternVLConfig
-from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.hf_config import to_hf
-from ivl3_jax.inference.generate import Generator
 from ivl3_jax.models.internvl import batch_loss
 from ivl3_jax.models.model import place_batch
 from ivl3_jax.sharding.plan import ShardingPlan
-
-NEW_TOKENS = 16
 
 
 def main() -> None:
@@ -51,14 +47,12 @@ def main() -> None:
     print(f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}\n")
     print("| measure | transformers s | ivl3_jax s | times as fast | compile s |\n|---|---|---|---|---|", flush=True)
     figures = {}
-    for name in ("vit, 4 tiles", "prefill, 4 tiles + 200", "forward + backward, 1 tile + 256", "decode, a token"):
+    for name in ("vit, 4 tiles", "forward + backward, 1 tile + 256"):
         if not name.startswith(arguments.only or ""):
             continue
         method = name.split(",")[0].replace(" + ", "_")
         _, them = measured(getattr(theirs, method), arguments.repeat)
         compile_seconds, us = measured(getattr(ours, method), arguments.repeat)
-        if method == "decode":
-            them, us = them / NEW_TOKENS, us / NEW_TOKENS
         figures[name] = {"transformers": them, "ivl3_jax": us, "ratio": them / us, "compile": compile_seconds}
         print(f"| {name} | {them:.3f} | {us:.3f} | {them / us:.2f} | {compile_seconds:.1f} |", flush=True)
     print("\n" + json.dumps(figures))
@@ -104,32 +98,14 @@ class Ours:
         # Keeping matrix products and attention's results is as fast here, and leaves room for both sides in 24 GiB.
         plan = ShardingPlan(remat={"vision": "dots", "decoder": "dots"})
         self.model = ivl3_jax.load(checkpoint, "float32", plan)
-        self.generator = Generator(self.model)
         graphdef, config = self.model.graphdef, self.model.config
-        self.vit_batch, self.prompt_batch, self.train_batch = (
-            example(*n, config) for n in ((4, 200), (4, 200), (1, 256))
-        )
+        self.vit_batch, self.train_batch = (example(*n, config) for n in ((4, 200), (1, 256)))
         self.run_vit = jax.jit(lambda p, t: nnx.merge(graphdef, p).vision(t, np.float32))
         self.run_backward = jax.jit(jax.value_and_grad(lambda p, b: batch_loss(nnx.merge(graphdef, p), b)))
 
     def vit(self) -> None:
         with jax.set_mesh(self.model.mesh):
             jax.block_until_ready(self.run_vit(self.model.params, self.vit_batch.tiles[0]))
-
-    def prompt(self) -> Encoded:
-        b = self.prompt_batch
-        nothing = np.zeros(b.tokens.shape[1], bool)
-        return Encoded(b.tokens[0], b.labels[0], nothing, b.tiles[0], b.visual_index[0], b.positions[0])
-
-    def prefill(self) -> None:
-        next(self.generator.stream([self.prompt()], NEW_TOKENS + 1))
-
-    def decode(self) -> float:
-        stream = self.generator.stream([self.prompt()], NEW_TOKENS + 1)
-        next(stream)
-        began = time.perf_counter()
-        assert sum(1 for _ in stream) == NEW_TOKENS
-        return time.perf_counter() - began
 
     def forward_backward(self) -> None:
         batch = place_batch(self.train_batch, self.model.plan, self.model.mesh)
@@ -154,19 +130,6 @@ class Theirs:
     @torch.no_grad()
     def vit(self) -> None:
         self.model.model.vision_tower(self.prompt["pixel_values"])
-
-    @torch.no_grad()
-    def prefill(self) -> transformers.modeling_outputs.ModelOutput:
-        return self.model(**self.prompt, use_cache=True, logits_to_keep=1)
-
-    @torch.no_grad()
-    def decode(self) -> float:
-        out = self.prefill()
-        began = time.perf_counter()
-        for _ in range(NEW_TOKENS):
-            token = out.logits[:, -1:].argmax(-1)
-            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        return time.perf_counter() - began
 
     def forward_backward(self) -> None:
         logits = self.model(**self.training, use_cache=False).logits

@@ -174,6 +174,11 @@ class DecoderConfig:
         stretched = self.rope_scaling.factor if self.rope_scaling.type == "dynamic" else 1
         return int(self.max_positions * max(1, stretched))
 
+    def stretches(self, positions: int) -> bool:
+        """Whether frequencies of a row of so many positions depend on its length, see `RopeScaling`."""
+        scaling = self.rope_scaling
+        return scaling.type != "default" and scaling.applied and positions > self.max_positions
+
     def with_plain_rope(self) -> "DecoderConfig":
         """The same with dynamic NTK off, see `RopeScaling`."""
         return dataclasses.replace(self, rope_scaling=dataclasses.replace(self.rope_scaling, applied=False))

@@ -1,5 +1,6 @@
 """Who can do what this project's kernels do: its own seams, the oracle, and what JAX and tokamax have."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,17 @@ from jax.sharding import PartitionSpec
 
 from ivl3_jax.bench import splash
 from ivl3_jax.bench.problems import Attention, Decoding, Loss
-from ivl3_jax.kernels import oracle
+from ivl3_jax.kernels import decoding, oracle
 from ivl3_jax.kernels.attention import attention, chosen
 from ivl3_jax.kernels.cross_entropy import cross_entropy, preferred
-from ivl3_jax.kernels.decoding import decode_attention, new_cache
-from ivl3_jax.kernels.decoding import preferred as paged_or_plain
 
 Problem = Attention | Loss | Decoding
 WHOLE = PartitionSpec(None, None, None, None)
+
+
+def _page(problem: Decoding) -> int:
+    """Positions of a page of the cache."""
+    return math.gcd(problem.S, 128)
 
 
 def _ours(problem: Problem) -> Callable:
@@ -28,8 +32,9 @@ def _ours(problem: Problem) -> Callable:
         labels, weights = (x[None] for x in problem.targets())
         row = PartitionSpec(None, None)
         return lambda x, w: cross_entropy(x[None], w, labels, weights, vocab=problem.V, layout=row, vocab_axes=None)[0]
-    lengths = jnp.full((problem.B,), problem.S, jnp.int32)
-    return lambda q, cache: decode_attention(q, cache, lengths)
+    table = jnp.arange(problem.B * problem.S // _page(problem), dtype=jnp.int32).reshape(problem.B, -1)
+    places = decoding.Places(table, jnp.full((problem.B,), problem.S - 1, jnp.int32))
+    return lambda q, cache: decoding.attend(q, cache, places)
 
 
 def operands(problem: Problem, name: str, dtype) -> tuple[Any, ...]:
@@ -37,7 +42,7 @@ def operands(problem: Problem, name: str, dtype) -> tuple[Any, ...]:
     found = problem.operands(dtype)
     if name == "ours" and isinstance(problem, Decoding):
         q, k, v = found
-        return q, new_cache(k, v, problem.S)
+        return q, decoding.in_pages(k, v, _page(problem))[0]
     return found
 
 
@@ -51,7 +56,10 @@ def choice(problem: Problem, dtype, mesh: jax.sharding.Mesh) -> str:
         if isinstance(problem, Loss):
             x, w = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((problem.T, problem.D), (problem.D, problem.V)))
             return preferred(x, w)
-        return paged_or_plain(jax.ShapeDtypeStruct((problem.B, problem.S, problem.K, problem.H), dtype), problem.S)
+        q = jax.ShapeDtypeStruct((problem.B, 1, problem.N, problem.H), dtype)
+        page = _page(problem)
+        pages = jax.ShapeDtypeStruct((problem.B * problem.S // page, page, problem.K * problem.H), dtype)
+        return decoding.chosen(q, decoding.Cache(pages, pages))
 
 
 def _oracle(problem: Problem) -> Callable:

@@ -84,7 +84,7 @@ def examine(chat: Chat, share: float = 1.0, temperature: float = 0.0) -> list[An
         group = asked[start : start + AT_ONCE]
         prompts = [chat.processor.encode_prompt(question.prompt()) for _, question in group]
         sampling = Sampling(temperature=temperature, seed=start)
-        replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
+        replies = chat.engine.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
         for (part, question), reply in zip(group, replies, strict=True):
             answered.append(Answered(part, question, tokenizer.decode(reply)))
     return answered

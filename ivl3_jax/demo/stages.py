@@ -124,7 +124,7 @@ def preference_pairs(chat: Chat, seed: int, questions: int, samples: int) -> lis
         wrong: dict[int, str] = {}
         for turn in range(samples):
             sampling = Sampling(temperature=1.0, seed=(seed * questions + start) * samples + turn)
-            replies = chat.generator.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
+            replies = chat.engine.generate(prompts, LONGEST_ANSWER, tokenizer.eos_ids, sampling)
             for number, (question, reply) in enumerate(zip(group, replies, strict=True)):
                 said = tokenizer.decode(reply)
                 if said and not question.right(said):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.positions import checked_delta, v2pe_positions
@@ -10,8 +10,10 @@ from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import ImageSource, VideoSource
 from ivl3_jax.data.template import ChatTemplate, published_system, system_message
 from ivl3_jax.inference.conversation import Conversation
-from ivl3_jax.inference.generate import Generator
+from ivl3_jax.inference.engine import Engine
+from ivl3_jax.inference.request import Limits, Request
 from ivl3_jax.inference.sampling import GREEDY, Sampling
+from ivl3_jax.inference.wording import Wording
 from ivl3_jax.models.model import Model
 
 
@@ -21,7 +23,8 @@ class Chat:
         chat = ivl3_jax.Chat(ivl3_jax.load("InternVL3-1B-hf"))
         print(chat.ask("What is written here?", images=["photo.jpg"]))
 
-    Every question is a conversation of its own; `conversation` begins one that remembers.
+    Every question is a conversation of its own; `conversation` begins one that remembers. What was asked before is not
+    computed again: images and beginnings of prompts are kept while there is room.
     """
 
     def __init__(
@@ -31,8 +34,10 @@ class Chat:
         processor: Processor | None = None,
         system: str | None = "published",
         visual_delta: float | None = None,
+        limits: Limits | None = None,
+        int8: Collection[str] = (),
     ) -> None:
-        """Takes the decoder's layers apart, see `Generator`.
+        """Takes the decoder's layers apart, see `Engine`.
 
         Args:
             processor: by default that of the directory the model was loaded from.
@@ -41,6 +46,7 @@ class Chat:
                 "none" or None is none, and anything else is the message itself.
             visual_delta: the step between positions of visual tokens, from 1/256 to 1 (V2PE, see `v2pe_positions`),
                 with dynamic NTK off as in its reference code; None for plain positions.
+            limits, int8: of the engine.
 
         Raises:
             ValueError: the model was not loaded from a directory, and no processor is given; or an argument cannot be.
@@ -59,7 +65,7 @@ class Chat:
             processor = dataclasses.replace(processor, positions=functools.partial(v2pe_positions, delta=delta))
             model = model.with_plain_rope()
         self.processor, self.published_system = processor, published
-        self.generator = Generator(model)
+        self.engine = Engine(model, limits, int8)
 
     def conversation(self) -> Conversation:
         """A conversation that remembers its turns, with their images."""
@@ -93,18 +99,9 @@ class Chat:
     def answer(self, prompt: Encoded, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[str]:
         """The continuation of an encoded prompt, in pieces of at least one character, up to a stop token."""
         tokenizer = self.processor.tokenizer
-        # Only the last piece and the tokens behind it are decoded: it is what a leading space depends on.
-        ids: list[int] = []
-        known, told = 0, ""
-        for token in self.generator.stream([prompt], max_new_tokens, sampling):
-            if int(token[0]) in tokenizer.eos_ids:
-                break
-            ids.append(int(token[0]))
-            text = tokenizer.decode(ids)
-            # A character of several bytes may still be incomplete.
-            if len(text) > len(told) and not text.endswith("\ufffd"):
-                yield text[len(told) :]
-                ids = ids[known:]
-                known, told = len(ids), tokenizer.decode(ids)
-        if rest := tokenizer.decode(ids)[len(told) :]:
+        wording = Wording(tokenizer)
+        for said in self.engine.stream(Request(prompt, max_new_tokens, sampling, stop=frozenset(tokenizer.eos_ids))):
+            if said.token is not None and (piece := wording.add(said.token)):
+                yield piece
+        if rest := wording.end():
             yield rest

@@ -9,7 +9,7 @@ import numpy as np
 
 from ivl3_jax.data.records import ImageSource, Message, Sample, VideoSource
 from ivl3_jax.data.template import ChatTemplate, system_message
-from ivl3_jax.inference.generate import whole_number
+from ivl3_jax.inference.request import whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:

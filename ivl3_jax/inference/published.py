@@ -17,7 +17,7 @@ from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
 from ivl3_jax.data.tokenizer import IMAGE_CONTEXT, TURN_END
 from ivl3_jax.data.video import sample_frames, spread
 from ivl3_jax.inference.chat import Chat
-from ivl3_jax.inference.generate import whole_number
+from ivl3_jax.inference.request import whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 
 History = list[tuple[str, str]]
@@ -202,5 +202,5 @@ def _prompt(
 
 def _answers(model: Chat, prompts: Sequence[Encoded], max_new_tokens: int, sampling: Sampling) -> list[str]:
     tokenizer = model.processor.tokenizer
-    found = model.generator.generate(prompts, max_new_tokens, {tokenizer.id(TURN_END)}, sampling)
+    found = model.engine.generate(prompts, max_new_tokens, {tokenizer.id(TURN_END)}, sampling)
     return [tokenizer.decode(ids).split(TURN_END)[0].strip() for ids in found]

@@ -1,19 +1,20 @@
 """The attention block: projections, optional qk-norm, optional rope, and the kernel seam."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ivl3_jax.kernels.attention import attention
-from ivl3_jax.kernels.decoding import Cache, append, decode_attention
+from ivl3_jax.kernels.decoding import AnyCache, Places, extend, new_cache
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import normal
 from ivl3_jax.layers.rope import Rope, apply_rope
 from ivl3_jax.sharding.context import GATHER, Context
+from ivl3_jax.sharding.local import in_use, shard_count
 from ivl3_jax.sharding.plan import Rules
-
-KeysValues = tuple[jax.Array, jax.Array]
 
 
 class Attention(nnx.Module):
@@ -69,13 +70,8 @@ class Attention(nnx.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         return q, k, v
 
-    def __call__(
-        self, x: jax.Array, rope: Rope | None = None, segment_ids: jax.Array | None = None
-    ) -> tuple[jax.Array, KeysValues]:
-        """x [B, S, D] attends within itself; also returns its keys and values [B, S, K, H], for a cache.
-
-        segment_ids: int32 [B, S], S whole.
-        """
+    def __call__(self, x: jax.Array, rope: Rope | None = None, segment_ids: jax.Array | None = None) -> jax.Array:
+        """x [B, S, D] attends within itself; segment_ids: int32 [B, S], S whole."""
         q, k, v = self.project(x, rope)
         layout = self.rules.activation(*self.axes, "heads", "head_dim")
         kv_layout = self.rules.activation(*self.axes, self.kv_axis, "head_dim")
@@ -89,19 +85,34 @@ class Attention(nnx.Module):
             kv_layout=kv_layout,
             context=self.context,
         )
-        return self.out(y, *self.out_axes), (k, v)
+        return self.out(y, *self.out_axes)
 
-    def step(self, x: jax.Array, rope: Rope | None, cache: Cache, lengths: jax.Array) -> tuple[jax.Array, Cache]:
-        """One new position a row against a cache.
+    def extend(self, x: jax.Array, rope: Rope | None, cache: AnyCache, places: Places) -> tuple[jax.Array, AnyCache]:
+        """New positions of rows that lie in a cache.
 
         Args:
-            x: [B, 1, D]. rope: tables of the new positions.
-            cache: with room for at least one more.
-            lengths: int32 [B], filled positions of each row; the new one is written there.
+            x: [B, S, D]. rope: tables of the new positions.
+            cache: of this layer, see `new_cache`.
+            places: where they go, behind what is there.
 
         Returns:
-            [B, 1, D] and the cache with the new position.
+            [B, S, D] and the cache with the new positions.
         """
         q, k, v = self.project(x, rope)
-        cache = append(cache, k, v, lengths)
-        return self.out(decode_attention(q, cache, lengths + 1), *self.out_axes), cache
+        layout = self.rules.activation(*self.axes, "heads", "head_dim")
+        if copies := self.cached_heads // k.shape[2] - 1:
+            k, v = (jnp.repeat(y, copies + 1, axis=2) for y in (k, v))
+        y, cache = extend(cache, q, k, v, places, layout)
+        return self.out(y, *self.out_axes), cache
+
+    def new_cache(self, kind: str, pages: int, page: int, dtype: jnp.dtype) -> AnyCache:
+        """An empty cache: pages of so many positions; see `kernels.decoding.new_cache`."""
+        heads = self.rules.activation("heads")[0]
+        return new_cache(kind, pages, page, self.cached_heads, self.k.kernel.shape[-1], dtype, heads)
+
+    @property
+    def cached_heads(self) -> int:
+        """The kv heads in a cache: where query heads alone are sharded, each shard has those that it reads."""
+        K, heads = self.k.kernel.shape[-2], self.rules.activation("heads")
+        shards = shard_count(heads[0]) if in_use(self.rules.activation(self.kv_axis))[0] is None else 1
+        return K * shards // math.gcd(K, shards)

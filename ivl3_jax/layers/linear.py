@@ -19,6 +19,7 @@ class Linear(nnx.Module):
 
     Attributes:
         kernel: W [*inputs, *outputs], stored (in, out).
+        scale: [*outputs], what a kernel in int8 is to be multiplied by, see `to_int8`; absent otherwise.
         bias: [*outputs], absent without bias.
         lora_a, lora_b: A [*inputs, r] and B [r, *outputs] (Hu et al. 2021), absent without an adapter, see
             `models.adapters`. lora_scale: alpha / r.
@@ -54,6 +55,8 @@ class Linear(nnx.Module):
             return contract(x, weight[...].astype(x.dtype), self.rules.activation(*weight.axes), layout)
 
         y = product(x, self.kernel, layout)
+        if hasattr(self, "scale"):
+            y = y * reshard(self.scale[...].astype(x.dtype), self.rules.activation(*self.outputs))
         if hasattr(self, "lora_a"):
             # Neither W + A B nor the gradient of W is made: what is between A and B has only r columns.
             low = product(x, self.lora_a, self.rules.activation(*axes, "rank"))
@@ -62,6 +65,21 @@ class Linear(nnx.Module):
         if hasattr(self, "bias"):
             y = y + reshard(self.bias[...].astype(x.dtype), self.rules.activation(*self.outputs))
         return self.named(y)
+
+    def weight(self, dtype: jnp.dtype) -> jax.Array:
+        """W in this dtype, laid out as it is stored."""
+        kernel = self.kernel[...].astype(dtype)
+        return kernel * self.scale[...].astype(dtype) if hasattr(self, "scale") else kernel
+
+    def to_int8(self) -> None:
+        """Rounds W to int8, with one scale for each output: its largest weight becomes 127. For inference only."""
+        kernel, inputs = self.kernel[...], len(self.inputs)
+        first = kernel.ndim - inputs - len(self.outputs)  # behind the layers of a stack
+        summed = tuple(range(first, first + inputs))
+        scale = jnp.abs(kernel.astype(jnp.float32)).max(summed, keepdims=True) / 127
+        scale = jnp.where(scale > 0, scale, 1)
+        self.kernel = nnx.Param(jnp.round(kernel / scale).astype(jnp.int8), axes=self.kernel.axes)
+        self.scale = nnx.Param(scale.squeeze(summed), axes=self.outputs)
 
     def named(self, y: jax.Array) -> jax.Array:
         return y if self.name is None else checkpoint_name(y, self.name)

@@ -6,9 +6,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 
 from ivl3_jax.config import DecoderConfig
-from ivl3_jax.kernels.decoding import Cache, new_cache
+from ivl3_jax.kernels.decoding import AnyCache, Places
 from ivl3_jax.layers import pipeline, stack
-from ivl3_jax.layers.attention import Attention, KeysValues
+from ivl3_jax.layers.attention import Attention
 from ivl3_jax.layers.linear import Linear
 from ivl3_jax.layers.mlp import SwiGLU
 from ivl3_jax.layers.norm import RMSNorm
@@ -86,14 +86,14 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(width, config.norm_eps, **shared)
         self.mlp = SwiGLU(config.width, config.mlp, bias=config.mlp_bias, std=std, **shared)
 
-    def __call__(self, x: jax.Array, rope: Rope, segment_ids: jax.Array | None) -> tuple[jax.Array, KeysValues]:
-        """x [B, S, D]; also returns the keys and values [B, S, K, H] of this layer."""
-        y, keys_values = self.attention(self.inside(tap("norm1", self.norm1(x))), rope, segment_ids)
-        return self.feed_forward(x + tap("attention", y)), keys_values
+    def __call__(self, x: jax.Array, rope: Rope, segment_ids: jax.Array | None) -> jax.Array:
+        """x [B, S, D]."""
+        y = self.attention(self.inside(tap("norm1", self.norm1(x))), rope, segment_ids)
+        return self.feed_forward(x + tap("attention", y))
 
-    def step(self, x: jax.Array, rope: Rope, cache: Cache, lengths: jax.Array) -> tuple[jax.Array, Cache]:
-        """One new position x [B, 1, D] against the cache, see `Attention.step`."""
-        y, cache = self.attention.step(self.norm1(x), rope, cache, lengths)
+    def extend(self, x: jax.Array, rope: Rope, cache: AnyCache, places: Places) -> tuple[jax.Array, AnyCache]:
+        """New positions x [B, S, D] of rows that lie in the cache, see `Attention.extend`."""
+        y, cache = self.attention.extend(self.norm1(x), rope, cache, places)
         return self.feed_forward(x + y), cache
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
@@ -153,57 +153,55 @@ class Decoder(nnx.Module):
     def apply(self, layers: nnx.Module, x: jax.Array, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """x [B, S, D] after some layers in a stack; rows: its positions and segments [B, S]."""
         positions, segment_ids = rows
-        rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
-        return stack.run(layers, x, lambda layer, x, _: layer(x, rope, segment_ids)[0], remat=self.remat)
+        ends = None
+        if self.config.stretches(x.shape[1]):
+            ends = (positions if segment_ids is None else jnp.where(segment_ids > 0, positions, 0)).max(axis=1) + 1
+        rope = self.rope(positions, ends, x.dtype)
+        return stack.run(layers, x, lambda layer, x, _: layer(x, rope, segment_ids), remat=self.remat)
 
-    def prefill(
-        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, capacity: int
-    ) -> tuple[jax.Array, list[Cache]]:
-        """As `__call__` for layers that were taken apart, and fills a cache with room for `capacity` positions.
+    def extend(
+        self, x: jax.Array, positions: jax.Array, ends: jax.Array, cache: list[AnyCache], places: Places
+    ) -> tuple[jax.Array, list[AnyCache]]:
+        """New positions of rows that lie in a cache, through layers that were taken apart.
+
+        Args:
+            x: [B, S, D]. positions: float32 [B, S].
+            ends: float32 [B], the last position plus one of each row, of what is known of it now.
+            cache: of each layer. places: where the new positions go.
 
         Returns:
-            Hidden states [B, S, D] before the final norm, and the cache of each layer.
+            Hidden states [B, S, D] before the final norm, and the cache.
         """
-        rope = self.rope(positions, segment_ids, x.shape[1], x.dtype)
-        cache = []
-        for layer in self.layers:
-            x, keys_values = layer(x, rope, segment_ids)
-            k, v = keys_values
-            cache.append(new_cache(k, v, capacity))
-        return x, cache
-
-    def step(
-        self, x: jax.Array, positions: jax.Array, cache: list[Cache], lengths: jax.Array
-    ) -> tuple[jax.Array, list[Cache]]:
-        """One new position of each row, x [B, 1, D], through layers that were taken apart; see `Attention.step`."""
-        rope = self.rope(positions, None, cache[0].capacity, x.dtype)
+        room = places.room(cache[0].page)
+        rope = self.rope(positions, ends if self.config.stretches(room) else None, x.dtype)
         extended = []
         for layer, filled in zip(self.layers, cache, strict=True):
-            x, filled = layer.step(x, rope, filled, lengths)
+            x, filled = layer.extend(x, rope, filled, places)
             extended.append(filled)
         return x, extended
 
-    def rope(self, positions: jax.Array, segment_ids: jax.Array | None, room: int, dtype: jnp.dtype) -> Rope:
-        """Rotation tables of positions [B, S] in rows with room for `room`.
+    def new_cache(self, kind: str, pages: int, page: int, dtype: jnp.dtype) -> list[AnyCache]:
+        """That of each layer, see `Attention.new_cache`."""
+        return [layer.attention.new_cache(kind, pages, page, dtype) for layer in self.layers]
 
-        In a row longer than the trained length the frequencies depend on its last position that is not padding, where
-        the config says so.
+    def rope(self, positions: jax.Array, ends: jax.Array | None, dtype: jnp.dtype) -> Rope:
+        """Rotation tables of positions [B, S].
+
+        ends: [B], the last position plus one of each row, on which the frequencies of rows longer than the trained
+        length depend; None for plain ones.
         """
         config, accumulate = self.config, accumulation_dtype(dtype)
-        layout = self.inner.activation(*INSIDE)
-        shape, scaling = (config.head_dim, config.rope_theta), config.rope_scaling
-        if scaling.type == "default" or not scaling.applied or room <= config.max_positions:
+        layout, shape = self.inner.activation(*INSIDE), (config.head_dim, config.rope_theta)
+        if ends is None:
             return rope_table(reshard(positions, layout), inverse_frequencies(*shape, accumulate), dtype)
-        used = positions if segment_ids is None else jnp.where(segment_ids > 0, positions, 0)
-        stretched = dynamic_inverse_frequencies(
-            used.max(axis=1) + 1, *shape, scaling.factor, config.max_positions, accumulate
+        frequencies = dynamic_inverse_frequencies(
+            ends, *shape, config.rope_scaling.factor, config.max_positions, accumulate
         )
-        return rope_table(reshard(positions, layout), stretched, dtype)
+        return rope_table(reshard(positions, layout), frequencies, dtype)
 
     def output_kernel(self, dtype: jnp.dtype) -> jax.Array:
         """[D, V], the transposed embedding table where it is tied, laid out as it is stored."""
-        kernel = self.embed.table[...].T if self.config.tie_embeddings else self.head.kernel[...]
-        return kernel.astype(dtype)
+        return self.embed.table[...].T.astype(dtype) if self.config.tie_embeddings else self.head.weight(dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [B, S, D] to [B, S, vocab] in their dtype, without the plan's padding."""

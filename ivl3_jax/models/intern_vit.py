@@ -57,7 +57,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, rate: jax.Array, draws: jax.Array | None) -> jax.Array:
         """x [T, P+1, D]; `draws` [2, T] switch drop-path on at `rate`, see `drop_path`."""
-        y, _ = self.attention(tap("norm1", self.norm1(x)))
+        y = self.attention(tap("norm1", self.norm1(x)))
         x = x + self.branch(tap("attention", y), self.ls1, rate, None if draws is None else draws[0])
         y = self.mlp(tap("norm2", self.norm2(x)), AXES)
         x = x + self.branch(tap("mlp", y), self.ls2, rate, None if draws is None else draws[1])

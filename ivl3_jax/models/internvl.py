@@ -15,7 +15,7 @@ from ivl3_jax.layers.taps import tap
 from ivl3_jax.models.decoder import INSIDE, STREAM, Decoder
 from ivl3_jax.models.intern_vit import InternViT
 from ivl3_jax.models.projector import Projector
-from ivl3_jax.sharding.context import inverse, reordered
+from ivl3_jax.sharding.context import GATHER, inverse, reordered
 from ivl3_jax.sharding.local import on_shards, shard_count
 from ivl3_jax.sharding.plan import ShardingPlan
 
@@ -51,6 +51,19 @@ class InternVL(nnx.Module):
             context=plan.context,
             **shared,
         )
+
+    def serve(self) -> None:
+        """Lays the decoder out for generation: every device has all rows and positions, and there is no pipeline.
+
+        Weights stay where the plan stores them, and are gathered for use where they were.
+        """
+        known, rules = (self.rules, self.decoder.inner), self.rules.whole("batch", "sequence", "residual")
+        for _, part in nnx.iter_graph(self):
+            if getattr(part, "rules", None) in known:
+                part.rules = rules
+            if getattr(part, "context", None) is not None:
+                part.context = GATHER
+        self.decoder.inner, self.decoder.schedule, self.chunks = rules, None, (0,)
 
     def __call__(self, batch: Batch, *, keys: jax.Array | None = None) -> jax.Array:
         """Logits [B, S, V] of a batch; `keys` [B], one for each row, switch drop-path on."""

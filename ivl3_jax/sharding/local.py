@@ -32,20 +32,23 @@ def mesh_axes(*dimensions: str | tuple[str, ...] | None) -> set[str]:
     return {axis for to in dimensions for axis in _axes(to)}
 
 
-def on_shards(function: Callable, *, in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec) -> Callable:
+def on_shards(
+    function: Callable, *, in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec | tuple[PartitionSpec, ...]
+) -> Callable:
     """`function` of each device's shards, as a function of whole arrays, which it lays out by the specs first.
 
     It is `jax.shard_map` over the whole mesh, within a stage of a pipeline over the rest of it; but plainly `function`
     on one device: there, shard_map's transpose sends every gradient through an all-reduce of one, which the CPU backend
     copies.
     """
-    local_in, local_out = tuple(map(in_use, in_specs)), in_use(out_specs)
+    local_in = tuple(map(in_use, in_specs))
+    local_out = in_use(out_specs) if isinstance(out_specs, PartitionSpec) else tuple(map(in_use, out_specs))
     run, mesh = function, jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
         rest = set(mesh.axis_names) - set(mesh.manual_axes)
         run = jax.shard_map(function, in_specs=local_in, out_specs=local_out, axis_names=rest, check_vma=False)
 
-    def whole(*arrays: jax.Array) -> jax.Array:
+    def whole(*arrays: jax.Array) -> Any:
         return reshard(run(*map(reshard, arrays, local_in)), out_specs)
 
     return whole

@@ -44,6 +44,11 @@ class Rules:
         """Layout of an activation, or of a weight in use, whose dimensions have these logical axes."""
         return _spec(self.activations, axes)
 
+    def whole(self, *axes: str) -> Self:
+        """The rules with activations that are not spread along these logical axes."""
+        kept = {axis: to for axis, to in self.activations.items() if axis not in axes}
+        return dataclasses.replace(self, activations=kept)
+
     def without(self, *mesh_axes: str) -> Self:
         """The rules of what is computed apart in each place along some mesh axes: no activation is spread over them."""
         table = {axis: tuple(name for name in to if name not in mesh_axes) for axis, to in self.activations.items()}

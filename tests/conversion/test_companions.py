@@ -20,7 +20,7 @@ from ivl3_jax.data import ChatTemplate, Message, Processor, Tokenizer, collate
 from ivl3_jax.data.records import Sample
 from ivl3_jax.data.tokenizer_training import SPECIALS
 from ivl3_jax.hf_config import read_config, to_hf
-from ivl3_jax.inference.generate import Generator
+from ivl3_jax.inference.engine import Engine
 from ivl3_jax.original_config import to_original
 from tests.conversion.checkpoints import small_config
 from tests.models.small import relative
@@ -205,7 +205,7 @@ def test_opens_in_auto_classes(torch, published, converted, tmp_path):
     model = ivl3_jax.load(converted, "float32")
     batch = collate(processor, [[encoded]], len(encoded), len(tiles), 1)
     assert relative(model(batch), theirs["logits"]) < STACK["float32"]
-    (answer,) = Generator(model).generate([encoded], 12, processor.tokenizer.eos_ids)
+    (answer,) = Engine(model).generate([encoded], 12, processor.tokenizer.eos_ids)
     assert processor.tokenizer.decode(answer) == found["answer"] != ""
 
 

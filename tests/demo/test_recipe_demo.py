@@ -41,7 +41,7 @@ class Parrot:
     """A model that says nothing to every other question, and otherwise nonsense, but only now and then."""
 
     def __init__(self):
-        self.processor, self.generator = self, self
+        self.processor, self.engine = self, self
         self.tokenizer, self.eos_ids = self, ()
         self.asked, self.turns = 0, []
 

@@ -1,6 +1,7 @@
 """Questions and answers as text, in Python and on the command line."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ivl3_jax.data.processor import Processor
 from ivl3_jax.data.records import Video
 from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
 from ivl3_jax.data.video import sample_frames
+from ivl3_jax.inference.request import Said
 from ivl3_jax.inference.sampling import Sampling
 from tests.data.pictures import write_video
 from tests.models.small import checkpoint
@@ -48,7 +50,10 @@ def answering(chat, monkeypatch):
     """A function that makes the model answer with given tokens."""
 
     def fix(tokens):
-        monkeypatch.setattr(chat.generator, "stream", lambda *_: iter([np.array([token]) for token in tokens]))
+        def stream(request):
+            return (Said(0, token) for token in itertools.takewhile(lambda token: token not in request.stop, tokens))
+
+        monkeypatch.setattr(chat.engine, "stream", stream)
 
     return fix
 
@@ -209,7 +214,7 @@ def test_v2pe(chat, picture):
     assert ivl3_jax.Chat(model, visual_delta=1).ask(**asked) == chat.ask(**asked)
     smaller = ivl3_jax.Chat(model, visual_delta=np.float32(1 / 16))
     assert smaller.ask(**asked) != chat.ask(**asked)
-    assert not smaller.generator.config.decoder.rope_scaling.applied
+    assert not smaller.engine.config.decoder.rope_scaling.applied
     with pytest.raises(ValueError, match="the visual delta is 0.001; it must be a number from 1/256 to 1"):
         ivl3_jax.Chat(model, visual_delta=0.001)
 

@@ -9,6 +9,7 @@ from ivl3_jax.data.positions import v2pe_positions
 from ivl3_jax.data.processor import RESERVED
 from ivl3_jax.data.records import Message, Sample, Video
 from ivl3_jax.inference.conversation import Turn
+from ivl3_jax.inference.request import Said
 from tests.data.pictures import picture, write_video
 from tests.models.small import checkpoint
 
@@ -25,12 +26,12 @@ def asked(chat, monkeypatch):
     """The prompts that reach the model, which answers each with one letter more of the alphabet."""
     prompts = []
 
-    def stream(given, *_):
-        prompts.append(given[0])
+    def stream(request):
+        prompts.append(request.prompt)
         letter = "abcdefg"[len(prompts) - 1]
-        return iter([np.array([token]) for token in chat.processor.tokenizer.encode(f"{letter} and {letter}")])
+        return iter([Said(0, token) for token in chat.processor.tokenizer.encode(f"{letter} and {letter}")])
 
-    monkeypatch.setattr(chat.generator, "stream", stream)
+    monkeypatch.setattr(chat.engine, "stream", stream)
     return prompts
 
 

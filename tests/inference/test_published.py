@@ -1,5 +1,7 @@
 """The published calls against a prompt builder written here from their description, to the token."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,11 +27,11 @@ def prompts(model, monkeypatch):
     seen, tokenizer = [], model.processor.tokenizer
     answer = tokenizer.encode(" <img>three digits.\n<|im_end|>more")
 
-    def stream(given, *_):
+    def generate(given, limit, stop, sampling):
         seen.extend(given)
-        return iter([np.full(len(given), token) for token in answer])
+        return [list(itertools.takewhile(lambda token: token not in stop, answer))] * len(given)
 
-    monkeypatch.setattr(model.generator, "stream", stream)
+    monkeypatch.setattr(model.engine, "generate", generate)
     return seen
 
 

@@ -1,82 +1,141 @@
-"""A cache that is filled bit by bit, against the oracle on the whole rows."""
+"""Rows that are written into pages bit by bit, against the oracle on the whole rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from ivl3_jax.kernels import oracle
-from ivl3_jax.kernels.decoding import append, decode_attention, new_cache
+from ivl3_jax.kernels.decoding import Cache, Int8Cache, Places, attend, chosen, extend, in_pages, new_cache, write
+from ivl3_jax.kernels.family import preferring
 from tests.models.small import relative
 from tests.tolerances import LAYER
 
-B, K, H, CAPACITY = 3, 2, 8, 12
+B, K, PAGE, PAGES = 3, 2, 16, 6  # rows, kv heads, positions of a page, pages of a row
+CAPACITY = PAGE * PAGES
 
 
 @pytest.fixture
-def placed():
-    mesh = jax.make_mesh((1,), ("data",))
-    with jax.set_mesh(mesh):
-        yield lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+def mesh():
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))):
+        yield
 
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def scattered(rows=B, seed=0):
+    """A table of pages in random order; page 0 is nobody's."""
+    order = 1 + np.random.default_rng(seed).permutation(rows * PAGES)
+    return order.reshape(rows, PAGES).astype(np.int32)
+
+
+def places(table, lengths):
+    return Places(jnp.asarray(table), jnp.asarray(lengths))
+
+
+def filled(k, v, lengths, table, kind="plain"):
+    """A cache that holds the first `lengths` positions of rows, written one by one."""
+    cache = new_cache(kind, 1 + table.size, PAGE, k.shape[2], k.shape[3], jnp.float32, None)
+    for row, length in enumerate(lengths):
+        here = places(table[row : row + 1], np.zeros(1, np.int32))
+        whole = -(-length // PAGE) * PAGE
+        cache = write(cache, jnp.asarray(k[row : row + 1, :whole]), jnp.asarray(v[row : row + 1, :whole]), here)
+    return cache
+
+
+@pytest.mark.parametrize("family", ["chunked", "tpu", "oracle"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("new", [1, 3])
-def test_rows_of_unequal_length(new, group):
-    """Prefill of 5 positions of which rows use 2, 5 and 4, then steps of `new` until one row is full."""
-    k, v = random(B, CAPACITY, K, H), random(B, CAPACITY, K, H, seed=1)
-    q = random(B, CAPACITY, K * group, H, seed=2)
+def test_rows_of_unequal_length(new, group, family, mesh):
+    """Steps of `new` positions until a row is full; what lies behind a row in its pages counts for nothing."""
+    k, v = random(B, CAPACITY, K, 64), random(B, CAPACITY, K, 64, seed=1)
+    q = random(B, CAPACITY, K * group, 64, seed=2)
     expected = np.asarray(oracle.attention(q, k, v, causal=True))
-    lengths, rows = np.array([2, 5, 4], np.int32), np.arange(B)[:, None]
-    cache = jax.jit(new_cache, static_argnums=2)(k[:, :5], v[:, :5], CAPACITY)
-    while lengths.max() + new <= CAPACITY:
-        at = lengths[:, None] + np.arange(new)
-        cache = jax.jit(append)(cache, k[rows, at], v[rows, at], lengths)
-        lengths = lengths + new
-        found = jax.jit(decode_attention)(q[rows, at], cache, lengths)
-        assert relative(found, expected[rows, at]) < LAYER["float32"]
+    lengths, rows, table = np.array([20, 91, 33], np.int32), np.arange(B)[:, None], scattered()
+    cache = filled(k, v, lengths, table)
+    layout = PartitionSpec(None, None, None, None)
+    with preferring(family):
+        step = jax.jit(lambda cache, q, k, v, at: extend(cache, q, k, v, at, layout))
+        while lengths.max() + new <= CAPACITY:
+            at = lengths[:, None] + np.arange(new)
+            found, cache = step(cache, q[rows, at], k[rows, at], v[rows, at], places(table, lengths))
+            assert relative(found, expected[rows, at]) < LAYER["float32"]
+            lengths = lengths + new
 
 
-@pytest.mark.parametrize("new", [1, 3])
-def test_the_cache_of_the_tpu_kernel(new, placed):
-    """Positions appended to rows of unequal length, and pages beyond them that are not yet filled."""
-    capacity, heads, width = 96, 4, 64
-    k, v = random(B, capacity, K, width), random(B, capacity, K, width, seed=1)
-    q = random(B, capacity, heads, width, seed=2)
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("family", ["chunked", "tpu", "oracle"])
+def test_pieces_of_prompts(family, rows, mesh):
+    """Whole pages at once, each behind what its row has."""
+    k, v = random(rows, CAPACITY, K, 64), random(rows, CAPACITY, K, 64, seed=1)
+    q = random(rows, CAPACITY, 2 * K, 64, seed=2)
     expected = np.asarray(oracle.attention(q, k, v, causal=True))
-    lengths, rows = np.array([31, 40, 61], np.int32), np.arange(B)[:, None]
-    cache = new_cache(placed(k[:, :64]), placed(v[:, :64]), capacity, "tpu")
-    assert cache.capacity == new_cache(k[:, :64], v[:, :64], capacity, "plain").capacity == capacity
-    for _ in range(2):
-        at = lengths[:, None] + np.arange(new)
-        cache = jax.jit(append)(cache, placed(k[rows, at]), placed(v[rows, at]), lengths)
-        lengths = lengths + new
-        found = jax.jit(decode_attention)(placed(q[rows, at]), cache, lengths)
-        assert relative(found, expected[rows, at]) < LAYER["float32"]
+    lengths, table = np.array([32, 64], np.int32)[:rows], scattered(rows)
+    cache, size = filled(k, v, lengths, table), 2 * PAGE
+    at = lengths[:, None] + np.arange(size)
+    index = np.arange(rows)[:, None]
+    with preferring(family):
+        layout = PartitionSpec(None, None, None, None)
+        found, _ = jax.jit(lambda cache, *new: extend(cache, *new, places(table, lengths), layout))(
+            cache, q[index, at], k[index, at], v[index, at]
+        )
+    assert relative(found, expected[index, at]) < LAYER["float32"]
 
 
-def test_an_unknown_implementation_is_refused():
-    k = random(1, 4, K, H)
-    with pytest.raises(ValueError, match="decoding implementation 'flash' is unknown; there are plain, tpu"):
-        new_cache(k, k, 8, "flash")
+def test_writing_leaves_the_other_pages_as_they_are(mesh):
+    table = scattered()
+    k, v = random(B, 1, K, 8), random(B, 1, K, 8, seed=1)
+    before = Cache(*(jnp.asarray(random(1 + table.size, PAGE, K * 8, seed=seed)) for seed in (2, 3)))
+    lengths = np.array([0, 17, 95], np.int32)
+    after = write(before, jnp.asarray(k), jnp.asarray(v), places(table, lengths))
+    for old, new, x in zip(before, after, (k, v), strict=True):
+        expected = np.array(old)
+        for row, length in enumerate(lengths):
+            expected[table[row, length // PAGE], length % PAGE] = x[row].reshape(-1)
+        np.testing.assert_array_equal(new, expected)
 
 
-def test_capacities_that_cannot_be_are_refused():
-    k = random(1, 20, K, H)
-    with pytest.raises(ValueError, match="a cache of 8 positions has no room for the 20 that it begins with"):
-        new_cache(k, k, 8)
-    with pytest.raises(ValueError, match="whole pages of 16; capacity is 40, the nearest is 48"):
-        new_cache(k, k, 40, "tpu")
+def test_eight_bits(mesh):
+    """Within what rounding to 127 steps of the largest element of a head makes of it."""
+    k, v, q = (random(B, CAPACITY, n, 64, seed=seed) for seed, n in enumerate((K, K, 2 * K)))
+    lengths, table = np.array([20, 90, 33], np.int32), scattered()
+    cache = filled(k, v, lengths, table, "int8")
+    assert isinstance(cache, Int8Cache) and cache.keys.dtype == jnp.int8
+    last = lengths[:, None] - 1
+    rows = np.arange(B)[:, None]
+    expected = np.asarray(oracle.attention(q, k, v, causal=True))[rows, last]
+    found = attend(jnp.asarray(q[rows, last]), cache, places(table, lengths - 1))
+    assert 1e-5 < relative(found, expected) < 0.02
 
 
-def test_a_narrow_cache():
-    k, v, q = (random(B, 5, K, H, seed=seed).astype(jnp.bfloat16) for seed in range(3))
-    wide = random(B, 1, K, H)
-    cache = jax.jit(append)(new_cache(k[:, :4], v[:, :4], 8), wide, wide, np.full(B, 4, np.int32))
+def test_whole_rows_in_pages(mesh):
+    k, v, q = (random(2, 64, n, 8, seed=seed) for seed, n in enumerate((K, K, 4)))
+    cache, table = in_pages(jnp.asarray(k), jnp.asarray(v), 32)
+    found = attend(jnp.asarray(q[:, 63:]), cache, places(table, np.full(2, 63, np.int32)))
+    assert relative(found, np.asarray(oracle.attention(q, k, v, causal=True))[:, 63:]) < LAYER["float32"]
+
+
+def test_who_attends():
+    q = jax.ShapeDtypeStruct((1, 1, 4, 64), jnp.float32)
+    pages = jax.ShapeDtypeStruct((4, 32, 128), jnp.float32)
+    scales = jax.ShapeDtypeStruct((4, 32, 2), jnp.float32)
+    assert chosen(q, Cache(pages, pages)) == "plain"
+    with preferring("tpu"):
+        assert chosen(q, Cache(pages, pages)) == "tpu"
+        assert chosen(jax.ShapeDtypeStruct((1, 64, 4, 64), jnp.float32), Cache(pages, pages)) == "plain"
+        assert chosen(q, Int8Cache(pages, pages, scales, scales)) == "plain"
+        narrow = jax.ShapeDtypeStruct((4, 24, 128), jnp.float32)
+        assert chosen(q, Cache(narrow, narrow)) == "plain"
+
+
+def test_a_narrow_cache(mesh):
+    """Keys and values are kept in the cache's dtype, and results come in the query's."""
+    k, v, q = (random(B, 1, K, 8, seed=seed) for seed in range(3))
+    cache = new_cache("plain", 1 + B * PAGES, PAGE, K, 8, jnp.bfloat16, None)
+    at = places(scattered(), np.zeros(B, np.int32))
+    cache = write(cache, jnp.asarray(k), jnp.asarray(v), at)
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
-    assert decode_attention(q[:, :1].astype(np.float32), cache, np.full(B, 5, np.int32)).dtype == jnp.float32
+    assert attend(jnp.asarray(q), cache, at).dtype == jnp.float32

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.extend.core import jaxprs_in_params
 
-from ivl3_jax.inference.generate import Generator
+from ivl3_jax.inference.engine import Engine
 from ivl3_jax.models.adapters import (
     Lora,
     adapted,
@@ -23,7 +23,7 @@ from ivl3_jax.models.adapters import (
 )
 from ivl3_jax.models.model import Model, abstract_model, place_batch
 from ivl3_jax.sharding.plan import ShardingPlan
-from tests.inference.test_generate import prompt
+from tests.inference.test_engine import prompt
 from tests.models.adapted import EVERYWHERE, adapter_gradients, loss_function, parted, trained
 from tests.models.small import CONFIG, model, random_batch, relative
 from tests.tolerances import STACK
@@ -179,9 +179,9 @@ def test_abstract_is_as_real():
 def test_generation(batch):
     one = trained(model(), {"decoder": Lora(4), "vision": Lora(2)})
     prompts = [prompt(31, 1, 0), prompt(12, 0, 1)]
-    tokens = Generator(one).generate(prompts, 8, ())
-    assert tokens == Generator(merged(one)).generate(prompts, 8, ())
-    assert tokens != Generator(model()).generate(prompts, 8, ())
+    tokens = Engine(one).generate(prompts, 8, ())
+    assert tokens == Engine(merged(one)).generate(prompts, 8, ())
+    assert tokens != Engine(model()).generate(prompts, 8, ())
 
 
 def test_plain_rope_keeps_adapters():

@@ -6,7 +6,7 @@ import pytest
 from ivl3_jax.conversion.checkpoint import load
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.hf_config import read_config
-from ivl3_jax.inference.generate import Generator
+from ivl3_jax.inference.engine import Engine
 from tests.parity.reference import tiny
 
 parity_reference = pytest.importorskip("ivl3_jax.conversion.parity_reference", exc_type=ImportError)
@@ -57,7 +57,7 @@ def test_greedy_answers(style, torch):
     directory = tiny(style)
     rng = np.random.default_rng(3)
     prompts = [random_prompt(read_config(directory), rng, *sizes) for sizes in PROMPTS]
-    ours = Generator(load(directory)).generate(prompts, NEW, stop=())
+    ours = Engine(load(directory)).generate(prompts, NEW, stop=())
     assert [len(answer) for answer in ours] == [NEW] * len(prompts)
     assert len({token for answer in ours for token in answer}) > 10  # not one token over and over
     assert ours == their_answers(directory, prompts, torch)
@@ -70,4 +70,4 @@ def test_greedy_answers_beyond_the_trained_length(torch):
     assert len(prompt) < 200 < len(prompt) + NEW
     longer = random_prompt(read_config(directory), np.random.default_rng(6), 300, (2,))
     for one in (prompt, longer):
-        assert Generator(load(directory)).generate([one], NEW, stop=()) == their_answers(directory, [one], torch)
+        assert Engine(load(directory)).generate([one], NEW, stop=()) == their_answers(directory, [one], torch)

@@ -1,0 +1,293 @@
+"""The generation engine: continuous batching over a paged KV cache, beginnings shared, prompts prefilled in pieces."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from ivl3_jax.data.encoded import Encoded
+from ivl3_jax.inference.device import Device, Flight
+from ivl3_jax.inference.pages import Pages
+from ivl3_jax.inference.prefills import Prefill, Prefills
+from ivl3_jax.inference.programs import Told
+from ivl3_jax.inference.request import MOST_LOGPROBS, Finish, Limits, Request, Row, Said, Ticket, whole_number
+from ivl3_jax.inference.sampling import GREEDY, Sampling
+from ivl3_jax.inference.uninterrupted import uninterrupted
+from ivl3_jax.models.model import Model
+
+FIRST_POSITIONS = 8192  # of a cache that grows
+INT8 = ("weights", "cache")
+
+
+class Engine:
+    """Continues prompts; requests may come and go at any time.
+
+        engine = Engine(model)
+        for said in engine.stream(Request(prompt, max_new_tokens=100)):
+            ...
+
+    Nothing runs by itself: `step` does the next piece of work, and whoever waits for an answer calls it, or one thread
+    that serves many. It holds the decoder's layers one by one: where the model itself is not needed any more, drop it
+    to get its memory back.
+    """
+
+    def __init__(self, model: Model, limits: Limits | None = None, int8: Collection[str] = ()) -> None:
+        """Under the model's plan, see `InternVL.serve`.
+
+        int8: what is kept in eight bits, at a loss (docs/generation.md): `weights`, those of the decoder's linear
+        layers, and `cache`, keys and values.
+
+        Raises:
+            ValueError: another name is in `int8`.
+        """
+        if unknown := set(int8) - set(INT8):
+            raise ValueError(f"int8 has {', '.join(sorted(unknown))}; it may have {' and '.join(INT8)}")
+        self.config, self.mesh, self.limits = model.config, model.mesh, limits or Limits()
+        count = 1 + -(-(self.limits.positions or FIRST_POSITIONS) // self.limits.page)
+        self._pages = Pages(count)
+        # As many as pieces of prompts may need at once.
+        most = 2 * self.limits.piece // self.config.tile_tokens + 2 * self.limits.piece // self.limits.page
+        tiles = max(self.limits.tiles, most)
+        self._device = Device(model, pages=count, page=self.limits.page, tiles=tiles, int8=int8)
+        self._prefills = Prefills(self._device, self._pages, self.limits, tiles)
+        self._arrived: deque[Prefill] = deque()
+        self._running: list[Row] = []
+        self._flight: Flight | None = None
+        self._stepping = threading.Lock()
+
+    @property
+    def room(self) -> int:
+        """Positions that a prompt and its answer may have."""
+        longest = self.config.decoder.longest_row
+        return longest if self.limits.positions is None else min(longest, self.limits.positions)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._arrived or self._prefills or self._running or self._flight)
+
+    def submit(self, request: Request, listener: Callable[[Said], None] | None = None) -> Ticket:
+        """Takes a request, from any thread; its answers are told by the steps that follow.
+
+        Args:
+            listener: called with everything that is said, in the thread that calls `step`.
+
+        Raises:
+            ValueError: a number is out of its bounds, or prompt and answer pass what the model or the cache takes.
+        """
+        self._check(request)
+        ticket = Ticket(request, listener)
+        rows = [Row(ticket, sample) for sample in range(request.samples)]
+        for start in range(0, len(rows), self.limits.rows):
+            self._arrived.append(Prefill(ticket, rows[start : start + self.limits.rows]))
+        return ticket
+
+    def stream(self, request: Request) -> Iterator[Said]:
+        """Everything that is said to a request, while it is generated; leaving the iterator cancels it."""
+        ticket = self.submit(request)
+        try:
+            while ticket.unfinished or not ticket.said.empty():
+                while ticket.unfinished and ticket.said.empty():
+                    self.step()
+                yield ticket.said.get()
+        finally:
+            ticket.cancel()
+
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: Collection[int], sampling: Sampling = GREEDY
+    ) -> list[list[int]]:
+        """The answer of each prompt as token ids, without the stop token that ended it; equal prompts draw differently.
+
+        Raises:
+            ValueError: as `submit`, or there is no prompt.
+        """
+        if not len(prompts):
+            raise ValueError("there is no prompt; give at least one")
+        asked = [
+            Request(prompt, max_new_tokens, sampling, first_sample=number, stop=frozenset(stop))
+            for number, prompt in enumerate(prompts)
+        ]
+        for request in asked:
+            self._check(request)
+        tickets = [self.submit(request) for request in asked]
+        try:
+            while any(ticket.unfinished for ticket in tickets):
+                self.step()
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return [[said.token for said in ticket.all_said() if said.token is not None] for ticket in tickets]
+
+    def step(self) -> None:
+        """A piece of prompts, if any waits, and a token of every answer that runs."""
+        with self._stepping, uninterrupted():
+            while self._arrived:
+                self._take_in(self._arrived.popleft())
+            for row in self._prefills.drop_unwanted():
+                row.ticket.say(Said(row.sample, finish="cancelled"))
+            for row in [row for row in self._running if not row.wanted]:
+                self._finish(row, "cancelled")
+            self._fill()
+            self._decode()
+
+    def _take_in(self, prefill: Prefill) -> None:
+        needed = self._page_count(prefill.ticket.request)
+        if needed > self._pages.count - 1:
+            self._grow(max(needed + 1, 2 * self._pages.count - 1))
+        self._prefills.waiting.append(prefill)
+
+    def _grow(self, pages: int) -> None:
+        self._device.grow(pages)
+        self._pages.grow(pages)
+
+    def _fill(self) -> None:
+        self._prefills.admit(self.limits.rows - len(self._running), alone=not self._running and not self._flight)
+        if not self._prefills.filling:
+            return
+        done, hidden = self._prefills.advance()
+        if not done:
+            return
+        of = [number for number, prefill in done.items() for _ in prefill.rows]
+        rows = [row for prefill in done.values() for row in prefill.rows]
+        for prefill in done.values():
+            self._fork(prefill)
+        told = self._device.first(hidden, of, rows)
+        for row in rows:
+            row.drawn += 1
+        self._running += rows
+        self._hear(rows, told)
+        for row in [row for row in rows if row in self._running and not row.pages]:
+            self._give_way(row)
+
+    def _fork(self, prefill: Prefill) -> None:
+        """Gives the rows of a prompt its pages: those that are full to all of them, and of the last one copies.
+
+        A row that finds no page for its copy has none at all, and waits again after its first token.
+        """
+        first, *others = prefill.rows
+        first.pages, first.filled = prefill.pages, prefill.filled
+        full = prefill.filled // self.limits.page
+        copies = []
+        for row in others:
+            own = self._pages.take(len(prefill.pages) - full)
+            if own is None:
+                continue
+            self._pages.share(prefill.pages[:full])
+            row.pages, row.filled = prefill.pages[:full] + own, prefill.filled
+            copies += own
+        if copies:
+            self._device.copy(prefill.pages[-1:] * len(copies), copies)
+
+    def _decode(self) -> None:
+        before = self._flight
+        # What a step tells has to be known before another when rows come or go, or have to.
+        if before and (list(before.rows) != self._running or any(self._full(row) for row in self._running)):
+            before = self._land()
+        while not self._make_room():
+            if before:
+                before = self._land()  # it may tell of ends
+            else:
+                self._make_way()
+        if not self._running:
+            return
+        self._flight = self._device.next(self._running, before)
+        for row in self._running:
+            row.filled += 1
+            row.drawn += 1
+        if before:
+            self._hear(before.rows, before.told)
+
+    def _full(self, row: Row) -> bool:
+        return row.drawn >= row.ticket.request.max_new_tokens
+
+    def _land(self) -> Flight | None:
+        """Hears the step that is on its way; returns what is then on its way, nothing."""
+        if flight := self._flight:
+            self._flight = None
+            self._hear(flight.rows, flight.told)
+        return self._flight
+
+    def _make_room(self) -> bool:
+        """A page for the next position of every row; False if there are not enough."""
+        for row in self._running:
+            if row.filled == len(row.pages) * self.limits.page:
+                if (page := self._pages.take(1)) is None:
+                    return False
+                row.pages += page
+        return True
+
+    def _make_way(self) -> None:
+        """Takes the pages of what came last; it goes on later from what it has said."""
+        if self._prefills.filling:
+            self._prefills.give_way(self._prefills.filling[-1])
+        else:
+            self._give_way(self._running[-1])
+
+    def _give_way(self, row: Row) -> None:
+        self._running.remove(row)
+        self._leave(row)
+        self._prefills.waiting.appendleft(Prefill(row.ticket, [row]))
+
+    def _hear(self, rows: Sequence[Row], told: Told) -> None:
+        """Tells what a step drew for rows that still run."""
+        tokens = np.asarray(told.tokens)
+        likely = None if told.alternatives is None else [np.asarray(x) for x in told.alternatives]
+        for number, row in enumerate(rows):
+            if row not in self._running:
+                continue
+            request, token = row.ticket.request, int(tokens[number])
+            if token in request.stop:
+                self._finish(row, "stop")
+                continue
+            row.answer.append(token)
+            row.ticket.say(self._said(row, token, likely and [x[number] for x in likely]))
+            if len(row.answer) == request.max_new_tokens:
+                self._finish(row, "length")
+
+    def _said(self, row: Row, token: int, likely: list | None) -> Said:
+        count = row.ticket.request.logprobs
+        if count is None or likely is None:
+            return Said(row.sample, token)
+        own, ids, logprobs = likely
+        pairs = zip(ids[:count].tolist(), logprobs[:count].tolist(), strict=True)
+        return Said(row.sample, token, float(own), tuple(pairs))
+
+    def _finish(self, row: Row, why: Finish) -> None:
+        self._running.remove(row)
+        self._leave(row)
+        row.ticket.say(Said(row.sample, finish=why))
+
+    def _leave(self, row: Row) -> None:
+        """Takes the pages of a row, whose content stays known."""
+        written = Prefill(row.ticket, [row], row.pages)
+        # The last token, and one that was to end the answer, may have been written behind what is known.
+        written.filled = min(row.filled, len(written))
+        self._prefills.remember(written)
+        self._pages.drop(row.pages)
+        row.pages, row.filled, row.drawn = [], 0, len(row.answer)
+
+    def _page_count(self, request: Request) -> int:
+        return -(-(len(request.prompt) + request.max_new_tokens) // self.limits.page)
+
+    def _check(self, request: Request) -> None:
+        whole_number("max_new_tokens", request.max_new_tokens, least=1)
+        whole_number("samples", request.samples, least=1)
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"logprobs is {request.logprobs}; it must be 0 to {MOST_LOGPROBS}")
+        prompt = request.prompt
+        if not len(prompt):
+            raise ValueError("the prompt is empty; it must have at least one token")
+        # Not the number of tokens: several visual ones may share a step, see data/positions.py.
+        furthest, limit = int(prompt.positions[-1]) + 1, self.config.decoder.longest_row
+        if furthest + request.max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt takes {furthest} positions and the answer may take {request.max_new_tokens}; together "
+                f"they pass the {limit} that the model takes: use fewer or smaller images, or a lower max_new_tokens"
+            )
+        room = self.limits.positions
+        if room is not None and self._page_count(request) > -(-room // self.limits.page):
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens and the answer may have {request.max_new_tokens}; the cache has "
+                f"room for {room}: use fewer or smaller images, a lower max_new_tokens, or a larger cache"
+            )
