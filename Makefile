@@ -72,12 +72,12 @@ $(VENV)/demo.stamp: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/dev.stamp: $(PACKAGING) | $(BIN)/python
 	@$(BIN)/python $(INSTALL) $(TORCH)
-	@$(BIN)/python $(INSTALL) -e '.[demo,dev,parity,parquet,shards,tpu,video,watch]'
+	@$(BIN)/python $(INSTALL) -e '.[demo,dev,parity,parquet,serve,shards,tpu,video,watch]'
 	@$(BIN)/python $(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision $(TORCHVISION)
 	@touch $@ $(VENV)/demo.stamp
 
 $(NEWEST)/dev.stamp: $(PACKAGING)
 	@echo "setting up $(NEWEST); once, a few minutes"
 	@$(NEWEST_PYTHON) -m venv $(NEWEST)
-	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[demo,dev,parquet,shards,tpu,video,watch]'
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[demo,dev,parquet,serve,shards,tpu,video,watch]'
 	@touch $@

@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.11",
     # `conversion` and `configs` are found through the links ivl3_jax/conversion and ivl3_jax/configs.
     packages=find_packages(include=["ivl3_jax", "ivl3_jax.*"]),
-    package_data={"ivl3_jax.configs": ["*.yaml", "**/*.yaml"]},
+    package_data={"ivl3_jax.configs": ["*.yaml", "**/*.yaml"], "ivl3_jax.inference.server": ["page/*"]},
     install_requires=[
         "etils[epath]>=1.9",
         "flax>=0.12.8",
@@ -39,6 +39,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "parity": ["matplotlib>=3.9", "peft>=0.17", "torch>=2.9", "transformers>=5.23"],
+        "serve": ["httpx>=0.28", "prometheus-client>=0.21", "pydantic>=2.10", "starlette>=0.47", "uvicorn>=0.34"],
         "video": ["av>=14.0"],
         "parquet": ["pyarrow>=18.0"],
         "shards": ["array_record>=0.8", "msgpack>=1.0"],
@@ -50,6 +51,8 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "mypy>=1.18",
+            "openai>=2.0",
+            "playwright>=1.50",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -22,6 +22,7 @@ from ivl3_jax.libtpu import WITHOUT_TPU
 
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
+    "serve": "ivl3_jax.cli.serve",
     "convert": "ivl3_jax.cli.convert",
     "assemble": "ivl3_jax.cli.assemble",
     "parity": "ivl3_jax.cli.parity",

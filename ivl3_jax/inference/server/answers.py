@@ -1,0 +1,128 @@
+"""What the engine says, in the form of OpenAI's completions."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ivl3_jax.data.tokenizer import Tokenizer
+from ivl3_jax.inference.request import Said, Ticket
+from ivl3_jax.inference.server.schema import ChatRequest
+from ivl3_jax.inference.wording import Wording
+
+
+@dataclass
+class Choice:
+    """One answer as far as it has come."""
+
+    wording: Wording
+    tokens: int = 0
+    finish: str | None = None
+    untold: list[dict[str, Any]] = field(default_factory=list)  # log-probabilities of tokens without text as yet
+
+
+@dataclass
+class Answer:
+    """The answers of a request, and what they are called.
+
+    Attributes:
+        ticket: of the engine, once it has said something.
+    """
+
+    asked: ChatRequest
+    model: str
+    tokenizer: Tokenizer
+    prompt_tokens: int
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    ticket: Ticket | None = None
+
+    def __post_init__(self) -> None:
+        stops = self.asked.stop or []
+        self.choices = [Choice(Wording(self.tokenizer, stops)) for _ in range(self.asked.n or 1)]
+
+    async def pieces(self, said: AsyncIterator[tuple[Ticket, Said]]) -> AsyncIterator[tuple[int, str, list | None]]:
+        """(choice, text, log-probabilities) as they come; an answer that is at a stop string is cancelled."""
+        async for ticket, one in said:
+            self.ticket, choice = ticket, self.choices[one.sample]
+            if choice.finish is not None:
+                continue
+            if one.token is not None:
+                choice.tokens += 1
+                text = choice.wording.add(one.token)
+                if one.logprob is not None:
+                    choice.untold.append(self._logprob(one))
+                if choice.wording.stopped:
+                    ticket.cancel(one.sample)
+            else:
+                text = choice.wording.end()
+            if choice.wording.stopped:
+                choice.finish = "stop"
+            elif one.finish is not None:
+                choice.finish = one.finish
+            if text or choice.finish is not None:
+                told, choice.untold = choice.untold, []
+                yield one.sample, text, told if self.asked.logprobs else None
+
+    def whole(self, texts: list[str], logprobs: list[list]) -> dict[str, Any]:
+        """The completion, when everything is said."""
+        choices = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": texts[number], "refusal": None},
+                "logprobs": {"content": logprobs[number], "refusal": None} if self.asked.logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for number, choice in enumerate(self.choices)
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self.usage}
+
+    async def events(self, said: AsyncIterator[tuple[Ticket, Said]]) -> AsyncIterator[str]:
+        """The same as a stream of server-sent events."""
+        options = self.asked.stream_options
+        counted = options is not None and options.include_usage
+        head = self._head("chat.completion.chunk") | ({"usage": None} if counted else {})
+
+        def event(number: int, delta: dict, logprobs: list | None = None, finish: str | None = None) -> str:
+            told = None if logprobs is None else {"content": logprobs, "refusal": None}
+            choice = {"index": number, "delta": delta, "logprobs": told, "finish_reason": finish}
+            return _event({**head, "choices": [choice]})
+
+        for number in range(len(self.choices)):
+            yield event(number, {"role": "assistant", "content": "", "refusal": None})
+        async for number, text, logprobs in self.pieces(said):
+            if text or logprobs:
+                yield event(number, {"content": text}, logprobs)
+            if (finish := self.choices[number].finish) is not None:
+                yield event(number, {}, finish=finish)
+        if counted:
+            yield _event({**head, "choices": [], "usage": self.usage})
+        yield "data: [DONE]\n\n"
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far, those of the prompt that needed no work apart."""
+        told = sum(choice.tokens for choice in self.choices)
+        reused = (self.ticket.reused if self.ticket else None) or 0
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": told,
+            "total_tokens": self.prompt_tokens + told,
+            "prompt_tokens_details": {"cached_tokens": reused},
+        }
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _logprob(self, said: Said) -> dict[str, Any]:
+        def entry(token: int | None, logprob: float | None) -> dict[str, Any]:
+            text = self.tokenizer.decode([] if token is None else [token], skip_special=False)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        return entry(said.token, said.logprob) | {"top_logprobs": [entry(*likely) for likely in said.likely]}
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
