@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -111,7 +112,14 @@ def test_by_the_keyboard_alone(page):
     expect(page.get_by_role("button", name="Send")).to_be_focused()
 
 
-def test_an_answer_can_be_stopped(page):
+def test_an_answer_can_be_stopped(page, chat, monkeypatch):
+    step = chat.engine.step
+
+    def slow():
+        time.sleep(0.3)  # so that there is something left to stop
+        step()
+
+    monkeypatch.setattr(chat.engine, "step", slow)
     unlocked(page, **{"Most tokens": "450"})
     page.get_by_label("Question").fill("Tell all.")
     page.get_by_label("Question").press("Enter")
