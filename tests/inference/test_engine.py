@@ -238,12 +238,13 @@ def test_every_shape_compiles_once(answers):
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     try:
-        for number in range(3):  # the pages of a second and a third time, after the first, lie elsewhere
+        for _ in range(2):  # the second time beginnings are known, and pieces are shorter
             assert engine.generate(PROMPTS, 3 * NEW, ()) == answers
-            if number == 0:
-                compiled.clear()
-        other = Engine(model().replace(jax.tree.map(lambda leaf: leaf * 1.5, model().params)), SMALL)
         compiled.clear()
+        assert engine.generate(PROMPTS, 3 * NEW, ()) == answers
+        assert not compiled
+        other = Engine(model().replace(jax.tree.map(lambda leaf: leaf * 1.5, model().params)), SMALL)
+        compiled.clear()  # what scaled the weights and took the layers apart
         other.generate(PROMPTS, 3 * NEW, ())
         assert not compiled
         assert engine._device.programs is other._device.programs
