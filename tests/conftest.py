@@ -1,6 +1,7 @@
 """What every test runs under; set before jax is first imported."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell ignores Ctrl-C for what it runs in the background; here some tests, and what they start, wait for one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers already fill the cores; PyTorch's and BLAS's own threads would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

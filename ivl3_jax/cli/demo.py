@@ -1,10 +1,10 @@
 """`ivl3 demo`: teaches a small InternVL3 to read handwriting, examines it, and lets it answer."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,8 @@ from ivl3_jax.cli.arguments import parse
 
 if TYPE_CHECKING:
     from ivl3_jax.demo.evaluation import Score
+
+F = TypeVar("F")
 
 HELP = """Teaches a small InternVL3 to read real handwriting, in minutes on a CPU.
 ivl3 demo --output runs/demo --seed 0
@@ -24,6 +26,8 @@ CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 def run(argv: list[str]) -> int:
     """Runs the demo, printing what happens, accuracies and one answer; returns 0."""
     keep_freed_memory()
+    if "--best-of" in argv:
+        return run_best_of([token for token in argv if token != "--best-of"])
     if "--recipe" in argv:
         return run_stages([token for token in argv if token != "--recipe"])
     # Late, so that `ivl3 --help` needs neither jax nor the extra `demo`.
@@ -65,17 +69,7 @@ def run_stages(argv: list[str]) -> int:
         "handwritten digits, beside an MLP warm-up and plain positions, over several seeds.",
         example="ivl3 demo --recipe --seeds '[0]' --ablations false",
     )
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("all stages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("steps", total=config.all_steps)
-        found = run_recipe_demo(
-            config,
-            tell=lambda line: console.print(line, highlight=False),
-            report=lambda now: bar.advance(task),
-        )
+    found = _with_bar(run_recipe_demo, config)
     table = Table(title="Right answers on held-out handwriting")
     for name in ("after", "mean", "least", "most"):
         table.add_column(name, justify="left" if name == "after" else "right")
@@ -85,6 +79,55 @@ def run_stages(argv: list[str]) -> int:
     console.print(table)
     console.print(f"All of it took {found.seconds:.0f} s. To look at: {Path(config.output) / 'recipe.png'}")
     return 0
+
+
+def run_best_of(argv: list[str]) -> int:
+    """Trains a model and a critic, and prints right answers over numbers of candidates; returns 0."""
+    from ivl3_jax.demo.best_of import BestOfConfig, run_best_of_demo
+
+    config = parse(
+        BestOfConfig,
+        [f"--config={CONFIG.with_name('demo_best_of.yaml')}", *argv],
+        prog="ivl3 demo --best-of",
+        description="A small model that adds handwritten digits step by step, a critic that learns to judge its steps, "
+        "and how many answers are right when the best of several is taken, over several seeds.",
+        example="ivl3 demo --best-of --seeds '[0]'",
+    )
+    found = _with_bar(run_best_of_demo, config)
+    ways = list(dict.fromkeys(share.way for share in found.shares[0]))
+    table = Table(title="Right answers on held-out handwriting: mean of the seeds, least and most")
+    for name in ("candidates", *ways):
+        table.add_column(name, justify="right")
+    for count in dict.fromkeys(share.count for share in found.shares[0]):
+        cells = []
+        for way in ways:
+            means = [share.mean for run in found.shares for share in run if (share.way, share.count) == (way, count)]
+            cells.append(f"{sum(means) / len(means):.1%} ({min(means):.1%} to {max(means):.1%})")
+        table.add_row(str(count), *cells)
+    console = Console()
+    console.print(table)
+    output = Path(config.output)
+    console.print(f"All of it took {found.seconds:.0f} s. To look at: {output / 'best-of.png'}")
+    command = (
+        f"ivl3 best-of {output / 'checkpoint'} {output / 'questions.jsonl'} --critic {output / 'critic'} --prompt plain"
+    )
+    console.print(f"\nTry more:\n  {command}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _with_bar(demo: Callable[..., F], config: Any) -> F:
+    """Runs a demo of several trainings under one bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("all stages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("steps", total=config.all_steps)
+        return demo(
+            config,
+            tell=lambda line: console.print(line, highlight=False),
+            report=lambda now: bar.advance(task),
+        )
 
 
 def keep_freed_memory() -> None:

@@ -23,6 +23,8 @@ from ivl3_jax.libtpu import WITHOUT_TPU
 COMMANDS = {
     "chat": "ivl3_jax.cli.chat",
     "serve": "ivl3_jax.cli.serve",
+    "best-of": "ivl3_jax.cli.best_of",
+    "rollouts": "ivl3_jax.cli.rollouts",
     "convert": "ivl3_jax.cli.convert",
     "assemble": "ivl3_jax.cli.assemble",
     "parity": "ivl3_jax.cli.parity",
@@ -107,7 +109,7 @@ def _usage() -> str:
     lines = ["usage: ivl3 COMMAND ...", ""]
     for name, module in COMMANDS.items():
         summary, example = _help(module).strip().splitlines()[:2]
-        lines += [f"  {name:<8} {summary.strip()}", f"  {'':<8} example: {example.strip()}"]
+        lines += [f"  {name:<9} {summary.strip()}", f"  {'':<9} example: {example.strip()}"]
     return "\n".join([*lines, "", "`ivl3 COMMAND --help` says more. `ivl3 --version` prints the version."])
 
 

@@ -148,9 +148,12 @@ def make_room(output: Path) -> None:
     (output / FACTS).write_text("{}\n", encoding="utf-8")
 
 
-def fresh_model(config: DemoConfig, directory: Path) -> Model:
-    """An untrained model; `directory` receives its config and the files of tokenizer and processor."""
-    tokenizer = train_tokenizer(corpus(), config.decoder.vocab)
+def fresh_model(config: DemoConfig, directory: Path, texts: Sequence[str] = ()) -> Model:
+    """An untrained model; `directory` receives its config and the files of tokenizer and processor.
+
+    texts: that the tokenizer learns its words from, by default the curriculum's.
+    """
+    tokenizer = train_tokenizer(texts or corpus(), config.decoder.vocab)
     write_tokenizer_files(tokenizer, directory)
     decoder = dataclasses.replace(config.decoder, vocab=tokenizer.get_vocab_size())
     sizes = InternVLConfig(config.vision, ProjectorConfig(), decoder, tokenizer.token_to_id(IMAGE_CONTEXT))

@@ -21,7 +21,7 @@ from ivl3_jax.models.model import Model
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of one prompt: what `Piece` has for one row."""
+    """A piece of one prompt: what `Piece` has for one row; `told` without the last."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -29,6 +29,7 @@ class Part:
     pages: Sequence[int]
     filled: int
     end: float
+    told: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Device:
             start = group.stop
 
     def prefill(self, parts: Sequence[Part], size: int, rows: int) -> jax.Array:
-        """Writes pieces of prompts, of at most `size` positions; returns hidden states [rows, D], each at its end."""
+        """Writes pieces of prompts, of at most `size` positions; returns hidden states [rows, M, D] as `Piece` says."""
         width = fitting(max((part.filled + size) // self.page for part in parts), least=16, factor=4)
         piece = Piece(
             tokens=_filled([part.tokens for part in parts], (rows, size), 0, np.int32),
@@ -91,7 +92,7 @@ class Device:
                 _filled([part.filled for part in parts], (rows,), 0, np.int32),
             ),
             ends=_filled([part.end for part in parts], (rows,), 1, np.float32),
-            last=_filled([len(part.tokens) - 1 for part in parts], (rows,), 0, np.int32),
+            told=self._told(parts, rows),
         )
         with jax.set_mesh(self.mesh):
             hidden, self._cache = self.programs.prefill(self._params, self._cache, self._table, piece)
@@ -106,6 +107,22 @@ class Device:
             return self.programs.first(
                 self._params, hidden, sources, _draws(rows, size), numbers, _seen(rows, size), wanted=_wanted(rows)
             )
+
+    def weigh(
+        self, hidden: jax.Array, rows: Sequence[int], columns: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Log-probabilities float32 [n, K] of tokens behind n of the hidden states [R, M, D]."""
+        size = fitting(len(rows))
+        width = fitting(max(map(len, tokens)), least=2)
+        with jax.set_mesh(self.mesh):
+            found = self.programs.weigh(
+                self._params,
+                hidden,
+                _filled(rows, (size,), 0, np.int32),
+                _filled(columns, (size,), 0, np.int32),
+                _filled(tokens, (size, width), 0, np.int32),
+            )
+        return np.asarray(found)
 
     def next(self, rows: Sequence[Row], before: Flight | None) -> Flight:
         """Sends a step off, which writes each row's last token and draws the next.
@@ -142,6 +159,15 @@ class Device:
                 wanted=_wanted(rows),
             )
         return Flight(tuple(rows), told)
+
+    @staticmethod
+    def _told(parts: Sequence[Part], rows: int) -> np.ndarray:
+        most = max(len(part.told) for part in parts)
+        told = np.zeros((rows, 1 + (most and fitting(most, least=4, factor=4))), np.int32)
+        for number, part in enumerate(parts):
+            told[number, : len(part.told)] = part.told
+            told[number, -1] = len(part.tokens) - 1
+        return told
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies pages."""

@@ -108,16 +108,25 @@ class Engine:
             Request(prompt, max_new_tokens, sampling, first_sample=number, stop=frozenset(stop))
             for number, prompt in enumerate(prompts)
         ]
-        for request in asked:
+        tickets = self.run(asked)
+        return [[said.token for said in ticket.all_said() if said.token is not None] for ticket in tickets]
+
+    def run(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Works until all that is asked is answered; leaving it with an error or Ctrl-C cancels all.
+
+        Raises:
+            ValueError: as `submit`, before anything is done.
+        """
+        for request in requests:
             self._check(request)
-        tickets = [self.submit(request) for request in asked]
+        tickets = [self.submit(request) for request in requests]
         try:
             while any(ticket.unfinished for ticket in tickets):
                 self.step()
         finally:
             for ticket in tickets:
                 ticket.cancel()
-        return [[said.token for said in ticket.all_said() if said.token is not None] for ticket in tickets]
+        return tickets
 
     def step(self) -> None:
         """A piece of prompts, if any waits, and a token of every answer that runs."""
@@ -152,10 +161,16 @@ class Engine:
         rows = [row for prefill in done.values() for row in prefill.rows]
         for prefill in done.values():
             self._fork(prefill)
+        self._running += rows
+        for row in [row for row in rows if self._full(row)]:
+            self._finish(row, "length")
+        drawing = [(number, row) for number, row in zip(of, rows, strict=True) if row in self._running]
+        if not drawing:
+            return
+        of, rows = [number for number, _ in drawing], [row for _, row in drawing]
         told = self._device.first(hidden, of, rows)
         for row in rows:
             row.drawn += 1
-        self._running += rows
         self._hear(rows, told)
         for row in [row for row in rows if row in self._running and not row.pages]:
             self._give_way(row)
@@ -271,13 +286,15 @@ class Engine:
         return -(-(len(request.prompt) + request.max_new_tokens) // self.limits.page)
 
     def _check(self, request: Request) -> None:
-        whole_number("max_new_tokens", request.max_new_tokens, least=1)
+        whole_number("max_new_tokens", request.max_new_tokens, least=0 if request.weighed else 1)
         whole_number("samples", request.samples, least=1)
         if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
             raise ValueError(f"logprobs is {request.logprobs}; it must be 0 to {MOST_LOGPROBS}")
         prompt = request.prompt
         if not len(prompt):
             raise ValueError("the prompt is empty; it must have at least one token")
+        if request.weighed and request.weighed.places[-1] >= len(prompt):
+            raise ValueError(f"place {request.weighed.places[-1]} is weighed; the prompt ends before {len(prompt)}")
         # Not the number of tokens: several visual ones may share a step, see data/positions.py.
         furthest, limit = int(prompt.positions[-1]) + 1, self.config.decoder.longest_row
         if furthest + request.max_new_tokens > limit:

@@ -20,18 +20,28 @@ class Prefill:
     Attributes:
         rows: the answers that go on from it, all of one length.
         pages: that it has, in order; none while it waits. filled: positions of them that are filled.
+        names: of its full pages, once they were asked for. coming: those that it computes for others too.
     """
 
     ticket: Ticket
     rows: list[Row]
     pages: list[int] = field(default_factory=list)
     filled: int = 0
+    names: list[bytes] | None = None
+    coming: frozenset[bytes] = frozenset()
 
     def __post_init__(self) -> None:
         self.tokens, self.positions, self.visual = known(self.ticket.request.prompt, self.rows[0].answer)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def untold(self) -> dict[int, int]:
+        """The places behind which something is still to be weighed, by their number among all of them."""
+        weighed = self.ticket.request.weighed
+        missing = np.flatnonzero(np.isnan(self.ticket.weights).any(1))
+        return {int(number): weighed.places[number] for number in missing} if weighed else {}
 
 
 class Prefills:
@@ -69,9 +79,12 @@ class Prefills:
         while self.waiting and len(self.waiting[0].rows) <= rows:
             prefill = self.waiting[0]
             total = -(-len(prefill) // self._limits.page)
-            # The last position is computed in any case: what follows is drawn from it.
-            names = self._names(prefill)[: (len(prefill) - 1) // self._limits.page]
+            # The last position is computed in any case: what follows is drawn from it. So are those that are weighed.
+            names = self._names(prefill)[: min([len(prefill) - 1, *prefill.untold.values()]) // self._limits.page]
             found = self._pages.find(names)
+            if any(name in other.coming for other in self.filling for name in names[len(found) :][:1]):
+                self._pages.drop(found)
+                return  # what comes next is being computed for another
             spare = 0 if alone and not self.filling else len(prefill.rows)
             if total - len(found) + spare > self._pages.available:
                 self._pages.drop(found)
@@ -81,13 +94,14 @@ class Prefills:
             if prefill.ticket.reused is None:
                 prefill.ticket.reused = prefill.filled
             self.filling.append(self.waiting.popleft())
+            prefill.coming = frozenset(names[len(found) :])
             rows -= len(prefill.rows)
 
     def advance(self) -> tuple[dict[int, Prefill], jax.Array]:
         """Computes one piece of what is being filled.
 
         Returns:
-            The prompts that it completes, by their number among the hidden states [R, D] that come with them.
+            The prompts that it completes, by their number among the hidden states [R, M, D] that come with them.
         """
         size = self._size(self.filling[0])
         together = [prefill for prefill in self.filling if self._size(prefill) == size][: self._limits.piece // size]
@@ -96,14 +110,36 @@ class Prefills:
         parts = [self._part(prefill, end) for prefill, end in zip(together, ends, strict=True)]
         rows = 1 if len(together) == 1 else self._limits.piece // size
         hidden = self._device.prefill(parts, size, rows)
+        self._weigh(together, ends, hidden)
         done = {}
         for number, (prefill, end) in enumerate(zip(together, ends, strict=True)):
             prefill.filled = end
+            self.remember(prefill)
             if end == len(prefill):
                 self.filling.remove(prefill)
-                self.remember(prefill)
                 done[number] = prefill
         return done, hidden
+
+    def _weigh(self, prefills: Sequence[Prefill], ends: Sequence[int], hidden: jax.Array) -> None:
+        """Weighs what the next pieces, which end there, tell of, by their hidden states [R, M, D]."""
+        rows, columns, tokens, into = [], [], [], []
+        for row, (prefill, end) in enumerate(zip(prefills, ends, strict=True)):
+            weighed = prefill.ticket.request.weighed
+            for column, number in enumerate(self._told(prefill, end)):
+                rows.append(row)
+                columns.append(column)
+                tokens.append(weighed.tokens if weighed else ())
+                into.append(prefill.ticket.weights[number])
+        if not rows:
+            return
+        for weights, found in zip(into, self._device.weigh(hidden, rows, columns, tokens), strict=False):
+            weights[:] = found[: len(weights)]
+
+    @staticmethod
+    def _told(prefill: Prefill, end: int) -> dict[int, int]:
+        """What is told of the next piece, which ends there: places in it by their number."""
+        here = {number: place - prefill.filled for number, place in prefill.untold.items() if place < end}
+        return {number: place for number, place in here.items() if place >= 0}
 
     def give_way(self, prefill: Prefill) -> None:
         """Takes the pages from one that is being filled; it waits before all others."""
@@ -120,12 +156,12 @@ class Prefills:
             self._pages.name(page, name)
 
     def _names(self, prefill: Prefill) -> list[bytes]:
-        # Cached keys of a row whose frequencies depend on its length belong to that row alone.
-        decoder = self._config.decoder
-        if decoder.stretches(int(prefill.positions[-1]) + 1):
-            return []
-        text, digests = (prefill.tokens, prefill.positions, prefill.visual), prefill.ticket.digests
-        return page_names(*text, digests, self._config.tile_tokens, self._limits.page)
+        if prefill.names is None:
+            # Cached keys of a row whose frequencies depend on its length belong to that row alone.
+            alone = self._config.decoder.stretches(int(prefill.positions[-1]) + 1)
+            text, digests = (prefill.tokens, prefill.positions, prefill.visual), prefill.ticket.digests
+            prefill.names = [] if alone else page_names(*text, digests, self._config.tile_tokens, self._limits.page)
+        return prefill.names
 
     def _size(self, prefill: Prefill) -> int:
         """Positions of the next piece, filled up to one of a few sizes."""
@@ -147,6 +183,7 @@ class Prefills:
             prefill.pages,
             prefill.filled,
             float(prefill.positions[-1]) + 1,
+            [*self._told(prefill, end).values()],
         )
 
     def _encode(self, prefills: Sequence[Prefill], ends: Sequence[int]) -> None:

@@ -25,7 +25,8 @@ class Piece(NamedTuple):
         visual: int32 [B, S], the row of the table of visual tokens that a position takes, or -1.
         places: where they go.
         ends: float32 [B], the last position of each whole prompt plus one.
-        last: int32 [B], the place among these S of the last one that is not filling.
+        told: int32 [B, M], the places among these S whose hidden states are told, the last that is not filling behind
+            all others.
     """
 
     tokens: Any
@@ -33,7 +34,7 @@ class Piece(NamedTuple):
     visual: Any
     places: Places
     ends: Any
-    last: Any
+    told: Any
 
 
 class Told(NamedTuple):
@@ -52,6 +53,7 @@ class Programs:
         self.tiles = jax.jit(self._tiles, donate_argnums=1)
         self.prefill = jax.jit(self._prefill, donate_argnums=1)
         self.first = jax.jit(self._first, static_argnames="wanted")
+        self.weigh = jax.jit(self._weigh)
         self.next = jax.jit(self._next, static_argnames="wanted", donate_argnums=1)
         self.copy = jax.jit(self._copy, donate_argnums=0)
 
@@ -74,14 +76,14 @@ class Programs:
         return lax.fori_loop(0, len(tiles), put, table)
 
     def _prefill(self, params: Any, cache: Caches, table: jax.Array, piece: Piece) -> tuple[jax.Array, Caches]:
-        """Fills the cache; also returns the hidden state [B, D] at each row's `last`."""
+        """Fills the cache; also returns the hidden states [B, M, D] at each row's `told`."""
         module = self._module(params)
         x = module.decoder.embed(piece.tokens, module.dtype)
         # All rows take from one table: they are one row here.
         visual, shape = table.reshape(1, -1, table.shape[2]), x.shape
         x = module.merge(x.reshape(1, -1, shape[2]), visual, piece.visual.reshape(1, -1)).reshape(shape)
         x, cache = module.decoder.extend(x, piece.positions, piece.ends, cache, piece.places)
-        return jnp.take_along_axis(x, piece.last[:, None, None], axis=1)[:, 0], cache
+        return jnp.take_along_axis(x, piece.told[:, :, None], axis=1), cache
 
     def _first(
         self,
@@ -94,8 +96,19 @@ class Programs:
         *,
         wanted: int | None,
     ) -> Told:
-        """The first token of answers: `rows` int32 [B] says which of the hidden states [R, D] each goes on from."""
-        return self._told(self._module(params), hidden[rows], draws, numbers, seen, wanted)
+        """The first token of answers: `rows` int32 [B] says which of hidden [R, M, D] each goes on from, at its end."""
+        return self._told(self._module(params), hidden[rows, -1], draws, numbers, seen, wanted)
+
+    def _weigh(self, params: Any, hidden: jax.Array, rows: jax.Array, columns: jax.Array, tokens: jax.Array) -> Any:
+        """Log-probabilities [n, K] of `tokens` int32 [n, K] behind hidden [R, M, D] at `rows` and `columns` [n]."""
+        decoder = self._module(params).decoder
+        logits = decoder.logits(decoder.norm(hidden[rows, columns][:, None]))[:, 0]
+
+        def local(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), tokens, axis=1)
+
+        whole = PartitionSpec()
+        return on_shards(local, in_specs=[whole] * 2, out_specs=whole)(logits, tokens)
 
     def _next(
         self,

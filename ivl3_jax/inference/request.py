@@ -4,6 +4,7 @@ import numbers
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -51,18 +52,40 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """Tokens that are weighed against one another behind some places of a prompt.
+
+    Attributes:
+        places: of the prompt, in ascending order; what is weighed follows them. tokens: their ids.
+
+    Raises:
+        ValueError: there is no place or no token, or the places do not ascend.
+    """
+
+    places: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.places or not self.tokens:
+            raise ValueError(f"places are {self.places} and tokens {self.tokens}; there must be at least one of each")
+        if any(a >= b for a, b in pairwise((-1, *self.places))):
+            raise ValueError(f"places are {self.places}; they must ascend from 0 or later")
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt that is to be continued.
 
     Attributes:
         prompt: its tokens, tiles and positions; an answer's positions follow in steps of 1.
-        max_new_tokens: of each answer.
+        max_new_tokens: of each answer; 0 only where something is weighed.
         sampling: how they are drawn.
         samples: how many answers; the prompt is prefilled once for all of them. They are numbered from `first_sample`,
             which their draws depend on.
         stop: ids of tokens that end an answer.
         logprobs: how many of the most likely tokens are told with each token, at most `MOST_LOGPROBS`; None tells of
             none, and 0 of the chosen token alone.
+        weighed: what is told of the prompt itself, see `Ticket.weights`.
     """
 
     prompt: Encoded
@@ -72,6 +95,7 @@ class Request:
     first_sample: int = 0
     stop: frozenset[int] = frozenset()
     logprobs: int | None = None
+    weighed: Weighed | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,8 @@ class Ticket:
     Attributes:
         said: what was said and not yet taken. listener: called with it instead, in the thread that drives the engine.
         reused: tokens of the prompt that were in the cache; None until they were looked up.
+        weights: float32 [places, tokens], log-probabilities of what the request weighs, in nats; a row is NaN until the
+            prompt is computed up to its place.
         digests: what the prompt's tiles are known by.
         unfinished: answers that go on. unwanted: those that were cancelled.
     """
@@ -108,6 +134,7 @@ class Ticket:
     listener: Callable[[Said], None] | None = None
     said: queue.SimpleQueue[Said] = field(default_factory=queue.SimpleQueue)
     reused: int | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     digests: list[bytes] = field(default_factory=list)
     unfinished: set[int] = field(default_factory=set)
     unwanted: set[int] = field(default_factory=set)
@@ -115,6 +142,8 @@ class Ticket:
     def __post_init__(self) -> None:
         self.unfinished = set(range(self.request.samples))
         self.digests = [digest(tile) for tile in self.request.prompt.tiles]
+        if weighed := self.request.weighed:
+            self.weights = np.full((len(weighed.places), len(weighed.tokens)), np.nan, np.float32)
 
     def say(self, said: Said) -> None:
         """Tells it; for the engine."""

@@ -84,7 +84,7 @@ def test_settings_are_checked():
         RecipeConfig(None, None, asked=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_recipe_in_small(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "keep_freed_memory", lambda: None)  # a setting of the whole process
     output = tmp_path / "run"

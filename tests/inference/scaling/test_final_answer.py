@@ -1,0 +1,49 @@
+"""What solutions come to, and which answers are the same."""
+
+import pytest
+
+from ivl3_jax.inference.scaling.final_answer import final_answer, same_answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "final"),
+    [
+        ("It is two.\n\nFinal answer: 2", "2"),
+        ("Final answer: 2.\nFinal answer: 3.", "3"),
+        ("**Final Answer:** (B)", "(B)"),
+        ("The answer is: $\\frac{1}{2}$", "\\frac{1}{2}"),
+        ("so $\\boxed{\\text{north}}$", "north"),
+        ("\\boxed{1} and then \\boxed{a_{2}}", "a_{2}"),
+        ("Final answer:\n42", "42"),
+        ("Answer: B. two dogs", "B. two dogs"),
+        ("It is two.", None),
+        ("\\boxed{never closed", None),
+        ("", None),
+    ],
+)
+def test_final_answer(solution, final):
+    assert final_answer(solution) == final
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        ("2", "2.0", True),
+        ("1,000", "1000", True),
+        ("1,00", "100", False),
+        ("50%", "0.5", True),
+        ("\\frac{1}{2}", "0.5", True),
+        ("1/2", "50\\%", True),
+        ("-3", "3", False),
+        ("(B)", "b", True),
+        ("B. two", "B", True),
+        ("B", "A", False),
+        ("Berlin", "berlin.", True),
+        ("a cat", "cat", False),
+        ("**yes**", "Yes", True),
+        ("", "2", False),
+        (None, "2", False),
+    ],
+)
+def test_same_answer(found, expected, same):
+    assert same_answer(found, expected) == same
