@@ -105,6 +105,7 @@ def serve(
     )
     config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=5)
     server, listening = uvicorn.Server(config), config.bind_socket()
+    listening.listen(config.backlog)  # so that whoever reads the line below is heard
     where, free = listening.getsockname()[:2]
     where = f"[{where}]" if ":" in where else where
     print(f"serving {app.state.server.settings.model} at http://{where}:{free} (Ctrl-C ends)", flush=True)

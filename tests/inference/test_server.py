@@ -4,10 +4,15 @@ import asyncio
 import base64
 import io
 import json
+import resource
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,8 +325,14 @@ def test_openai_raises_what_its_users_expect(client, address):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
 
 
+def resident():
+    """MiB of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def test_many_clients_of_whom_some_leave(address, chat, app):
-    """Nothing is lost, nothing mixed up, and everything comes back."""
+    """500 requests, 64 at a time: nothing is lost or mixed up, everything comes back, and memory does not grow."""
+    requests, at_once = 500, 64
     texts = [f"Question {number}?" for number in range(10)]
     expected = {text: chat.ask(text, max_new_tokens=NEW) for text in texts}
     client = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=300)
@@ -351,21 +362,51 @@ def test_many_clients_of_whom_some_leave(address, chat, app):
         return "done"
 
     async def all_of_them():
-        gate = asyncio.Semaphore(32)
+        gate = asyncio.Semaphore(at_once)
 
         async def through(number):
             async with gate:
                 return await one(number)
 
-        return await asyncio.gather(*(through(number) for number in range(100)))
+        half = requests // 2
+        first = await asyncio.gather(*(through(number) for number in range(half)))
+        before = resident()
+        second = await asyncio.gather(*(through(number) for number in range(half, requests)))
+        return first + second, resident() - before
 
-    found = asyncio.run(all_of_them())
-    assert found.count("done") + found.count("left") == 100 and found.count("left") > 2
+    found, grown = asyncio.run(all_of_them())
+    assert found.count("done") + found.count("left") == requests and found.count("left") > 2
+    assert grown < 64, f"{grown:.0f} MiB more than after half of the requests"
     deadline = time.monotonic() + 60
     while not (chat.engine.idle and not app.state.server.service.running) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert chat.engine.idle and chat.engine._pages.available == chat.engine._pages.count - 1
     assert app.state.server._places._value == 80
+
+
+def test_killed_and_started_again(tmp_path):
+    """A server that was killed in the middle of an answer leaves nothing that keeps the next from starting there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ivl3_jax.cli.main", "serve", str(checkpoint()), "--port", str(port)]
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
+    told = []
+    for attempt in range(2):
+        server = subprocess.Popen([*command, "--name", "small"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout.readline().startswith("serving small at")
+            stream = client.chat.completions.create(**{**asked(), "max_tokens": 200}, stream=True)
+            first = [next(stream).choices[0].delta.content for _ in range(4)]
+            if attempt == 0:
+                server.kill()
+                with pytest.raises((httpx.HTTPError, openai.APIConnectionError)):
+                    list(stream)
+            told.append(first)
+        finally:
+            server.kill()
+            server.wait()
+    assert told[0] == told[1]
 
 
 def test_a_full_server_says_so(address, app, monkeypatch):
