@@ -47,7 +47,8 @@ def compiled(form) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("order", ["zigzag", pytest.param("plain", marks=pytest.mark.long)])
+@pytest.mark.parametrize("order", ["zigzag", "plain"])
+@pytest.mark.long
 def test_what_travels_round_a_ring_is_under_way_while_kernels_run(libtpu, order):
     found = compiled(Context("ring", order))
     assert {op for _, op in found if "attention" not in op} == {

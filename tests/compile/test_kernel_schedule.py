@@ -26,7 +26,7 @@ def test_known_work_is_counted(libtpu, chip):
     "problem",
     [
         pytest.param(Attention("vit", 2, 1025, 2, 2, 64), marks=pytest.mark.long),
-        Attention("packed", 1, 2048, 4, 1, 128, (1000, 48, 1000)),
+        pytest.param(Attention("packed", 1, 2048, 4, 1, 128, (1000, 48, 1000)), marks=pytest.mark.long),
         pytest.param(Loss("loss", 2048, 896, 20000), marks=pytest.mark.long),
         Decoding("decoding", 4, 4096, 4, 1, 128),
     ],

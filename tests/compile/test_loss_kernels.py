@@ -49,7 +49,7 @@ def compile_cross_entropy(mesh, T, D, V, vocab_axes=None):
     return compile_for(mesh, jax.value_and_grad(loss, argnums=(0, 1)), *operands)
 
 
-@pytest.mark.parametrize(("chip", "size"), every({("v5e", "1B"), ("v5p", "1B"), ("v6e", "1B")}))
+@pytest.mark.parametrize(("chip", "size"), every({("v5e", "1B")}))
 def test_cross_entropy(libtpu, chip, size):
     """16,384 tokens; what lies in HBM beside operands and results stays below 2 % of the float32 logits."""
     T, config = 16384, DECODERS[size]

@@ -1,5 +1,7 @@
 """The TPU kernel for packed rows through the real compiler at published shapes, without a TPU."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,16 +18,13 @@ SHORT, LONG = 16384, 131072
 
 
 def cases():
-    for size in SIZES:
-        for length in (4096, SHORT, LONG):
-            for dtype in ("bfloat16", "float32"):
-                quick = (size, length, dtype) == ((28, 4, 128), SHORT, "bfloat16")
-                name = f"{'-'.join(map(str, size))}-{length}-{dtype}"
-                yield pytest.param(*size, length, dtype, id=name, marks=() if quick else pytest.mark.long)
+    for topology, size, length, dtype in product(TOPOLOGIES, SIZES, (4096, SHORT, LONG), ("bfloat16", "float32")):
+        quick = (topology, size, length, dtype) == ("v6e", (28, 4, 128), SHORT, "bfloat16")
+        name = f"{topology}-{'-'.join(map(str, size))}-{length}-{dtype}"
+        yield pytest.param(topology, *size, length, dtype, id=name, marks=() if quick else pytest.mark.long)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize(("N", "K", "H", "S", "dtype"), list(cases()))
+@pytest.mark.parametrize(("topology", "N", "K", "H", "S", "dtype"), list(cases()))
 def test_value_and_gradients(libtpu, topology, N, K, H, S, dtype):
     compiles(topology, N, K, H, S, S, dtype)
 

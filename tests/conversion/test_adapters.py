@@ -40,7 +40,7 @@ def assert_same(found, expected):
     ("family", "dtype", "specs"),
     [("qwen2", "float32", "everywhere"), ("internlm2", "bfloat16", "everywhere"), ("internlm2", "float32", "some")],
 )
-@pytest.mark.parametrize("layout", ["hf", "original"])
+@pytest.mark.parametrize("layout", ["original", pytest.param("hf", marks=pytest.mark.long)])
 def test_every_way_gives_the_same_weights(layout, family, dtype, specs, tmp_path):
     one = small(specs, family, dtype)
     base, expected = ivl3_jax.without_adapters(one), merged(one).params

@@ -22,7 +22,11 @@ from tests.tolerances import GRADIENT, STACK
 peft = pytest.importorskip("peft", reason="peft is not installed")
 parity_reference = pytest.importorskip("ivl3_jax.conversion.parity_reference", exc_type=ImportError)
 
-CASES = [("300m", "qwen2", "float64"), ("300m", "llama", "float32"), ("6b", "qwen2", "float32")]
+CASES = [
+    ("300m", "llama", "float32"),
+    pytest.param("300m", "qwen2", "float64", marks=pytest.mark.long),
+    pytest.param("6b", "qwen2", "float32", marks=pytest.mark.long),
+]
 
 
 def their_gradients(model, config, sizes):

@@ -299,7 +299,7 @@ def test_leaving_a_stream_cancels_it(engine):
     assert engine._pages.available == engine._pages.count - 1
 
 
-@pytest.mark.parametrize("family", ["oracle", "tpu"])
+@pytest.mark.parametrize("family", ["tpu", pytest.param("oracle", marks=pytest.mark.long)])
 def test_every_family_of_kernels_gives_the_same_answers(family):
     wide = Model.init(changed(decoder={"head_dim": 64}), seed=1)
     expected = Engine(wide, SMALL).generate(PROMPTS[:2], 4, ())
@@ -311,8 +311,8 @@ def test_every_family_of_kernels_gives_the_same_answers(family):
     ("name", "sizes"),
     [
         ("fsdp_tensor", {"fsdp": 2, "tensor": 4}),
-        ("context", {"fsdp": 2, "context": 4}),
-        ("pipeline", {"stage": 2, "fsdp": 2}),
+        pytest.param("context", {"fsdp": 2, "context": 4}, marks=pytest.mark.long),
+        pytest.param("pipeline", {"stage": 2, "fsdp": 2}, marks=pytest.mark.long),
     ],
 )
 def test_every_plan_gives_the_same_answers(name, sizes, answers):
@@ -356,6 +356,7 @@ def test_an_unknown_part_in_eight_bits():
         Engine(model(), SMALL, ("biases",))
 
 
+@pytest.mark.long
 def test_float64():
     with jax.enable_x64(True):
         wide = Model.init(CONFIG, param_dtype="float64", dtype="float64")
