@@ -99,7 +99,8 @@ def run_alone(model: Model, batch: Batch, theirs: dict[str, np.ndarray]) -> dict
             with taps.collect() as projected:
                 module.projector.from_unshuffled(theirs["projector/unshuffle"])
             found |= projected
-        rope = module.decoder.rope(batch.positions, batch.segment_ids, batch.tokens.shape[1], module.dtype)
+        ends = module.decoder.ends(batch.positions, batch.segment_ids)
+        rope = module.decoder.rope(batch.positions, ends, module.dtype)
         inputs = _inputs(theirs, "decoder")
         found |= _each_layer(
             "decoder", module.decoder.layers, inputs, lambda layer, x: layer(x, rope, batch.segment_ids)

@@ -153,10 +153,7 @@ class Decoder(nnx.Module):
     def apply(self, layers: nnx.Module, x: jax.Array, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """x [B, S, D] after some layers in a stack; rows: its positions and segments [B, S]."""
         positions, segment_ids = rows
-        ends = None
-        if self.config.stretches(x.shape[1]):
-            ends = (positions if segment_ids is None else jnp.where(segment_ids > 0, positions, 0)).max(axis=1) + 1
-        rope = self.rope(positions, ends, x.dtype)
+        rope = self.rope(positions, self.ends(positions, segment_ids), x.dtype)
         return stack.run(layers, x, lambda layer, x, _: layer(x, rope, segment_ids), remat=self.remat)
 
     def extend(
@@ -183,6 +180,12 @@ class Decoder(nnx.Module):
     def new_cache(self, kind: str, pages: int, page: int, dtype: jnp.dtype) -> list[AnyCache]:
         """That of each layer, see `Attention.new_cache`."""
         return [layer.attention.new_cache(kind, pages, page, dtype) for layer in self.layers]
+
+    def ends(self, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array | None:
+        """What `rope` wants of whole rows [B, S], padding left out."""
+        if not self.config.stretches(positions.shape[1]):
+            return None
+        return (positions if segment_ids is None else jnp.where(segment_ids > 0, positions, 0)).max(axis=1) + 1
 
     def rope(self, positions: jax.Array, ends: jax.Array | None, dtype: jnp.dtype) -> Rope:
         """Rotation tables of positions [B, S].

@@ -32,7 +32,7 @@ def placed(libtpu):
     return plan, Topology.read("v5e:2x2").make_mesh(plan)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step(config, placed):
     plan, mesh = placed
     done = compile_step(config, plan, mesh, BatchShape(rows=4, tokens=1024, tiles=1))

@@ -56,7 +56,7 @@ def everything(name, **mesh):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        pytest.param(name, mesh, marks=() if name in ("single", "fsdp_tensor", "context") else pytest.mark.long)
+        pytest.param(name, mesh, marks=() if name == "context" else pytest.mark.long)
         for name, meshes in PLANS.items()
         for mesh in meshes
     ],
