@@ -34,7 +34,7 @@ for new, old in zip(jax.tree.leaves(back.params), jax.tree.leaves(one.params), s
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_write_what_one_writes(tmp_path):
     config = small_config()
     source = write_checkpoint(tmp_path / "in", config, random_tensors(config))

@@ -36,7 +36,7 @@ with np.load(file) as expected:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 4))])
 def test_packed_equals_unpacked(processes, tmp_path):
     """For every weighting, with and without accumulation."""
     expected = {}

@@ -1,5 +1,7 @@
 """Tiny models of both styles, tied and untied: everything `ivl3 parity` compares, in both precisions."""
 
+from itertools import product
+
 import jax
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from tests.tolerances import FLOAT64_STOCK
 
 parity_reference = pytest.importorskip("ivl3_jax.conversion.parity_reference", exc_type=ImportError)
 
-ALL = [(style, tied) for style in ("300m", "6b") for tied in (False, True)]
+DAILY = [("300m", False, "float64"), ("6b", True, "float32")]
+EVERY = [
+    pytest.param(*case, marks=() if case in DAILY else pytest.mark.long)
+    for case in product(("300m", "6b"), (False, True), ("float32", "float64"))
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("style", "tied"), ALL)
+@pytest.mark.parametrize(("style", "tied", "dtype"), EVERY)
 def test_every_tensor_and_gradient(style, tied, dtype):
     with jax.enable_x64(dtype == "float64"):
         report = parity.check(tiny(style, tied), dtype=dtype, with_gradients=True)
@@ -33,7 +38,7 @@ def test_every_tensor_and_gradient(style, tied, dtype):
     assert [d.layer for d in layers] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("tokens", [100, 600])
+@pytest.mark.parametrize("tokens", [pytest.param(100, marks=pytest.mark.long), 600])
 def test_internlm_within_and_beyond_its_trained_length(tokens):
     directory = tiny("300m", decoder="llama")
     decoder = read_config(directory).decoder

@@ -52,7 +52,7 @@ def their_answers(directory, prompts, torch):
     return answers[:, width:].tolist()
 
 
-@pytest.mark.parametrize("style", ["300m", "6b"])
+@pytest.mark.parametrize("style", ["300m", pytest.param("6b", marks=pytest.mark.long)])
 def test_greedy_answers(style, torch):
     directory = tiny(style)
     rng = np.random.default_rng(3)

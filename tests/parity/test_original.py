@@ -23,7 +23,7 @@ CASES = [
     ("300m", False, "qwen2", "float32"),
     ("300m", True, "llama", "float32"),
     ("6b", True, "qwen2", "bfloat16"),
-    ("6b", False, "llama", "float32"),
+    pytest.param("6b", False, "llama", "float32", marks=pytest.mark.long),
 ]
 
 
@@ -46,10 +46,10 @@ def test_every_tensor_and_gradient(style, tied, decoder, dtype, tmp_path):
 
 # InternLM's variants: qkv bias, out bias, MLP bias, and the biases that only Llama's class has (per layer).
 BIASES = [
-    ("internlm2", (False, False, False), 0),
+    pytest.param("internlm2", (False, False, False), 0, marks=pytest.mark.long),
     ("internlm2", (True, True, False), 0),
-    ("internlm3", (True, False, False), 1),
-    ("internlm3", (False, True, True), 3),
+    pytest.param("internlm3", (True, False, False), 1, marks=pytest.mark.long),
+    pytest.param("internlm3", (False, True, True), 3, marks=pytest.mark.long),
     ("internlm3", (True, True, True), 0),
 ]
 
