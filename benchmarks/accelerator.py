@@ -4,7 +4,8 @@
 
 Weights are random. Training: full fine-tuning with float32 parameters and moments, or adapters of rank 16 on a decoder
 in bfloat16; computed in bfloat16, every layer rematerialised. The MFU is that which `ivl3 train` reports
-(docs/training.md): neither padding nor recomputation counts. Generation: bfloat16 weights, one row.
+(docs/training.md): neither padding nor recomputation counts. Generation: bfloat16 weights, one row and 64; GB/s are
+those of the decoder's weights alone, each of which is read once a step.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from ivl3_jax.config import InternVLConfig, Lora
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.inference.engine import Engine
 from ivl3_jax.inference.request import Request
+from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.models.adapters import adapted
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -32,6 +34,8 @@ from ivl3_jax.training.loop import Progress, train
 
 SIZES = ("InternVL3-1B", "InternVL3-2B", "InternVL3-8B:lora")
 NEW_TOKENS = 64
+ROWS = (1, 64)
+WARM_DRAWS = Sampling(temperature=1.0)
 WARM = 3  # steps before the clock starts
 LORA = Lora(16)
 
@@ -52,7 +56,7 @@ def main() -> None:
     for size in arguments.sizes:
         name, _, adapters = size.partition(":")
         training(shapes(name, arguments.layers), name, adapters == "lora", arguments)
-    print("\n| generation | seconds |\n|---|---|", flush=True)
+    print("\n| generation | seconds | tokens a second | GB/s of weights |\n|---|---|---|---|", flush=True)
     name = arguments.sizes[0].partition(":")[0]
     generation(shapes(name, arguments.layers), name, arguments)
 
@@ -108,7 +112,12 @@ def generation(config: InternVLConfig, name: str, arguments: argparse.Namespace)
     """Prefill and decoding with bfloat16 weights."""
     tokens, tiles = arguments.tokens // 2, arguments.tiles // 2
     batch = packed_row(config, tokens, tiles, 1)
-    engine = Engine(Model.init(config, param_dtype="bfloat16", dtype="bfloat16"))
+    model = Model.init(config, param_dtype="bfloat16", dtype="bfloat16")
+    decoder = model.params["decoder"]
+    table = decoder["embed"]["table"].nbytes if "head" in decoder else 0  # of which a step takes a row each
+    read = sum(leaf.nbytes for leaf in jax.tree.leaves(decoder)) - table
+    engine = Engine(model)
+    del model
     nothing, asked = np.zeros(tokens, bool), itertools.count()
 
     def prompt() -> Encoded:
@@ -119,9 +128,24 @@ def generation(config: InternVLConfig, name: str, arguments: argparse.Namespace)
         return Encoded(ids, batch.labels[0], nothing, pictures, batch.visual_index[0], batch.positions[0])
 
     prefill = median(5, lambda: next(engine.stream(Request(prompt(), NEW_TOKENS))))
-    print(f"| {name}, prefill of {tokens} tokens with {tiles} tiles | {prefill:.4f} |", flush=True)
-    whole = median(5, lambda: list(engine.stream(Request(prompt(), NEW_TOKENS))))
-    print(f"| {name}, decoding, a token | {(whole - prefill) / (NEW_TOKENS - 1):.5f} |", flush=True)
+    rate = f"{tokens / prefill:,.0f}"
+    print(f"| {name}, prefill of {tokens} tokens with {tiles} tiles | {prefill:.4f} | {rate} | |", flush=True)
+    for rows in ROWS:
+
+        def decode(rows: int = rows) -> float:
+            """Seconds of a step of so many rows, from the first that all of them run in."""
+            ticket = engine.submit(Request(prompt(), NEW_TOKENS, WARM_DRAWS, samples=rows))
+            while ticket.said.empty():
+                engine.step()
+            began, said = time.perf_counter(), ticket.said.qsize()
+            while ticket.unfinished:
+                engine.step()
+            return (time.perf_counter() - began) / (rows * NEW_TOKENS - said) * rows
+
+        decode()
+        step = statistics.median(decode() for _ in range(5))
+        figures = f"{step:.5f} | {rows / step:,.0f} | {read / step / 1e9:,.0f}"
+        print(f"| {name}, a step of {rows} rows behind them | {figures} |", flush=True)
 
 
 def median(times: int, call: Callable[[], object]) -> float:
