@@ -2,11 +2,12 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -14,9 +15,12 @@ from ivl3_jax.cli import UsageError
 from ivl3_jax.cli.arguments import parse
 from ivl3_jax.cli.writable import check_directory
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from ivl3_jax.inference.chat import Chat
     from ivl3_jax.inference.scaling.best_of import BestOf, Candidate
+    from ivl3_jax.inference.scaling.journal import Journal
     from ivl3_jax.inference.scaling.questions import Question
 
 HELP = """Takes the best of several answers, by a critic of their steps or by majority.
@@ -46,11 +50,15 @@ def best_of(
     max_steps: int = 12,
     output: Path = Path("runs/best-of"),
     root: str = "",
+    faults: Literal["raise", "skip"] = "raise",
     system: str = "published",
+    critic_system: str = "published",
     dtype: str | None = None,
     plan: str = "single",
     mesh: dict[str, int] = {},  # noqa: B006
     rows: int = 64,
+    positions: int | None = None,
+    int8: list[str] = [],  # noqa: B006
 ) -> None:
     """Answers questions several times and takes the best answer.
 
@@ -71,18 +79,22 @@ def best_of(
         max_steps: of an answer that are judged; of more, neighbours are merged.
         output: folder for what is found about a file of questions; an interrupted run goes on in it.
         root: where paths of images in the file start; by default its folder.
+        faults: what becomes of a question that cannot be asked; raise ends the run, skip leaves it out and tells of it.
         system: the system message; published, internvl, none, or your own text.
+        critic_system: likewise, of the critic.
         dtype: of weights and computation; by default float32 on a CPU, else bfloat16.
         plan: a shipped sharding plan, or a YAML file; by default one device.
         mesh: sizes of its axes.
         rows: answers that are generated at once.
+        positions: of the cache, of all rows together; by default it grows.
+        int8: what is kept in eight bits, of weights and cache.
     """
     from ivl3_jax.data.records import Message, Sample
-    from ivl3_jax.inference.chat import Chat
     from ivl3_jax.inference.request import Limits
     from ivl3_jax.inference.sampling import Sampling
     from ivl3_jax.inference.scaling.best_of import BestOf, prompt_named
     from ivl3_jax.inference.scaling.critic import Critic
+    from ivl3_jax.inference.scaling.journal import Journal
     from ivl3_jax.inference.scaling.questions import read_questions
 
     listed = read_questions(Path(questions), root) if questions.endswith(".jsonl") else None
@@ -90,36 +102,43 @@ def best_of(
         raise UsageError("the question is empty; give a question, or a .jsonl file of them")
     if listed is not None and images:
         raise UsageError("--images belongs to a question given here; those of a file are in its lines")
-    if listed is not None:
-        check_directory("output", output)
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    told = prompt_named(prompt)
+    check_positive(samples=samples, max_new_tokens=max_new_tokens, max_steps=max_steps, rows=rows)
+    sampling, told = Sampling(temperature, top_k, top_p, seed), prompt_named(prompt)
+    limits = Limits(rows=rows, positions=positions)
 
-    def opened(checkpoint: Path) -> Chat:
-        return chat_of(checkpoint, dtype, plan, mesh, system=system, limits=Limits(rows=rows))
+    def ready() -> BestOf:
+        chat = chat_of(directory, dtype, plan, mesh, system=system, limits=limits, int8=int8)
+        judge = None
+        if critic is not None:
+            # The same checkpoint twice is one.
+            same = (critic.resolve(), critic_system) == (directory.resolve(), system)
+            other = chat_of(critic, dtype, plan, mesh, system=critic_system, limits=limits) if not same else chat
+            judge = Critic(other, max_steps)
+        return BestOf(chat, judge, samples=samples, sampling=sampling, max_new_tokens=max_new_tokens, prompt=told)
 
-    chat = opened(directory)
-    # The same checkpoint twice is one.
-    same = critic is not None and critic.resolve() == directory.resolve()
-    judge = None if critic is None else Critic(chat if same else opened(critic), max_steps)
-    asking = BestOf(chat, judge, samples=samples, sampling=sampling, max_new_tokens=max_new_tokens, prompt=told)
     if listed is None:
-        _answer_one(asking, Sample((Message("user", questions),), tuple(images)))
+        _answer_one(ready(), Sample((Message("user", questions),), tuple(images)))
         return
+    check_directory("output", output)
     settings = {
         "model": str(directory.resolve()),
         "critic": critic and str(critic.resolve()),
-        "questions": str(Path(questions).resolve()),
-        "count": len(listed),
         "samples": samples,
         "sampling": dataclasses.asdict(sampling),
         "max_new_tokens": max_new_tokens,
         "prompt": told,
         "max_steps": max_steps,
         "system": system,
+        "critic_system": critic_system,
         "dtype": dtype,
+        "int8": sorted(int8),
     }
-    _answer_all(asking, listed, settings, output)
+    at = str(Path(root or Path(questions).parent).resolve())
+    journal = Journal(output, "candidates.jsonl", settings, [[dict(each.record), at] for each in listed])
+    told_of_earlier(journal, len(listed))
+    if journal.left:
+        _answer_all(ready(), listed, journal, faults)
+    _count(directory.name, listed, journal, output)
 
 
 def chat_of(checkpoint: Path, dtype: str | None, plan: str, mesh: dict[str, int], **settings: Any) -> "Chat":
@@ -131,40 +150,97 @@ def chat_of(checkpoint: Path, dtype: str | None, plan: str, mesh: dict[str, int]
     return Chat(load(checkpoint, dtype, ShardingPlan.read(plan, mesh)), **settings)
 
 
+def check_positive(**options: int) -> None:
+    """Raises a UsageError that names the first option below 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise UsageError(f"option --{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+def told_of_earlier(journal: "Journal", count: int) -> None:
+    """Says how much an earlier run has done."""
+    if journal.done:
+        print(f"{len(journal.done)} of {count} questions are there from before", file=sys.stderr)
+
+
+def with_faults(
+    questions: Sequence["Question"],
+    together: int,
+    ask: Callable[[list[int]], list[T]],
+    numbers: Sequence[int],
+    faults: str,
+) -> Iterator[tuple[int, T]]:
+    """What is found about each question, by number, with a progress bar.
+
+    Args:
+        ask: answers the questions with these numbers, `together` at most.
+        faults: see `best_of`. Under `skip` a group with a question that cannot be asked is asked one by one.
+
+    Raises:
+        ValueError: a question cannot be asked; under `skip`, none can.
+    """
+    groups = [list(numbers[start : start + together]) for start in range(0, len(numbers), together)]
+    skipped = 0
+    for group in track(groups, "answering", console=Console(stderr=True)):
+        try:
+            yield from zip(group, ask(group), strict=True)
+            continue
+        except ValueError as error:
+            if len(group) == 1 and faults == "raise":
+                raise ValueError(_placed(questions[group[0]], error)) from error
+        for number in group:
+            try:
+                yield from zip([number], ask([number]), strict=True)
+            except ValueError as error:
+                if faults == "raise" or skipped + 1 == len(numbers):
+                    raise ValueError(_placed(questions[number], error)) from error
+                skipped += 1
+                print(f"left out: {_placed(questions[number], error)}", file=sys.stderr)
+    if skipped:
+        print(f"{skipped} questions were left out; the same command asks them again", file=sys.stderr)
+
+
+def _placed(question: "Question", error: ValueError) -> str:
+    where = question.asked.where
+    return str(error) if str(error).startswith(where) else f"{where}: {error}"
+
+
 def _answer_one(asking: "BestOf", asked: Any) -> None:
     from ivl3_jax.inference.scaling.best_of import best, majority
 
     found = asking.candidates(asked)
     taken = best(found) if asking.critic else majority(found)
-    table = Table("", "score", "final answer", "steps" if asking.critic else "answer", show_lines=False)
+    print(found[taken].text)
+    table = Table("", "score", "final answer", "steps" if asking.critic else "answer")
     for number, each in enumerate(found):
         score = f"{each.judged.score:.3f}" if each.judged else ""
         steps = " ".join(f"{step:.2f}" for step in each.judged.scores) if each.judged else each.text[:60]
-        table.add_row("→" if number == taken else "", score, each.final or "–", steps)
+        table.add_row("→" if number == taken else "", score, escape(each.final or "–"), escape(steps))
     Console(stderr=True).print(table)
-    print(found[taken].text)
 
 
-def _answer_all(asking: "BestOf", questions: Sequence["Question"], settings: dict[str, Any], output: Path) -> None:
-    from ivl3_jax.inference.scaling import curve
-    from ivl3_jax.inference.scaling.best_of import Candidate, best, majority
-    from ivl3_jax.inference.scaling.critic import Judged
-    from ivl3_jax.inference.scaling.journal import Journal
+def _answer_all(asking: "BestOf", questions: Sequence["Question"], journal: "Journal", faults: str) -> None:
+    from ivl3_jax.inference.scaling.best_of import best, majority
 
-    journal = Journal(output, "candidates.jsonl", settings)
-    left = [number for number in range(len(questions)) if number not in journal.done]
-    if len(left) < len(questions):
-        print(f"{len(questions) - len(left)} of {len(questions)} questions are there from before", file=sys.stderr)
-    answers = asking.answer([questions[number].asked for number in left])
-    console = Console(stderr=True)
-    for number, found in zip(left, track(answers, "answering", len(left), console=console), strict=True):
+    def ask(numbers: list[int]) -> list[list["Candidate"]]:
+        return list(asking.answer([questions[number].asked for number in numbers]))
+
+    for number, found in with_faults(questions, asking.together, ask, journal.left, faults):
         taken = {"best": best(found)} if asking.critic else {}
         record = {"question": questions[number].text, "answer": questions[number].answer, **taken}
         told = [_told(each) for each in found]
         journal.add(number, {**record, "majority": majority(found), "candidates": told})
+
+
+def _count(name: str, questions: Sequence["Question"], journal: "Journal", output: Path) -> None:
+    """How many answers are right, where that is known, as a table, CSV and picture."""
+    from ivl3_jax.inference.scaling import curve
+    from ivl3_jax.inference.scaling.best_of import Candidate
+    from ivl3_jax.inference.scaling.critic import Judged
+
     answered: list[tuple[list[Candidate], str]] = []
     for number, question in enumerate(questions):
-        if question.answer is not None:
+        if question.answer is not None and number in journal.done:
             kept = journal.done[number]["candidates"]
             judged = [Judged(tuple(each["steps"]), tuple(each["scores"])) if "steps" in each else None for each in kept]
             both = zip(kept, judged, strict=True)
@@ -173,26 +249,21 @@ def _answer_all(asking: "BestOf", questions: Sequence["Question"], settings: dic
     if not answered:
         print("no question has an answer to check against, so nothing is counted", file=sys.stderr)
         return
-    found_shares = curve.shares(answered)
-    curve.write_table(found_shares, output / "best-of.csv")
-    curve.draw([found_shares], output / "best-of.png", f"{len(answered):,} questions, {Path(settings['model']).name}")
-    print_shares(found_shares)
+    found = curve.shares(answered)
+    curve.write_table([found], output / "best-of.csv")
+    curve.draw([found], output / "best-of.png", f"{len(answered):,} questions, {name}")
+    ways = list(dict.fromkeys(share.way for share in found))
+    table = Table(title="Right answers, ± standard error")
+    for heading in ("candidates", *ways):
+        table.add_column(heading, justify="right")
+    for count in dict.fromkeys(share.count for share in found):
+        of = {share.way: share for share in found if share.count == count}
+        table.add_row(str(count), *(f"{of[way].mean:.1%} ± {of[way].error:.1%}" for way in ways))
+    Console().print(table)
     print(f"to look at: {output / 'best-of.png'}", file=sys.stderr)
 
 
 def _told(candidate: "Candidate") -> dict[str, Any]:
     judged = candidate.judged
     more = {} if judged is None else {"score": judged.score, "steps": judged.steps, "scores": judged.scores}
-    return {"text": candidate.text, "final": candidate.final, **more}
-
-
-def print_shares(found: Sequence[Any]) -> None:
-    """A line for each number of candidates."""
-    ways = list(dict.fromkeys(share.way for share in found))
-    table = Table(title="Right answers, ± standard error")
-    for name in ("candidates", *ways):
-        table.add_column(name, justify="right")
-    for count in dict.fromkeys(share.count for share in found):
-        of = {share.way: share for share in found if share.count == count}
-        table.add_row(str(count), *(f"{of[way].mean:.1%} ± {of[way].error:.1%}" for way in ways))
-    Console().print(table)
+    return {"text": candidate.text, "final": candidate.final, "cut": candidate.cut, **more}

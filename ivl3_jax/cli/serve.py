@@ -1,6 +1,7 @@
 """`ivl3 serve`: a checkpoint behind OpenAI's chat protocol, with a page to talk to it."""
 
 import os
+import socket
 from pathlib import Path
 
 from ivl3_jax.cli import UsageError
@@ -73,6 +74,18 @@ def serve(
         raise UsageError(
             f"option --host is {host!r}, which others can reach, and there is no key; set {KEY}, or listen at 127.0.0.1"
         )
+    positive = {
+        "rows": rows,
+        "max-tokens": max_tokens,
+        "max-samples": max_samples,
+        "max-body": max_body,
+        "max-picture": max_picture,
+        "waiting": waiting,
+        "seconds": seconds,
+    }
+    for option, value in positive.items():
+        if not value > 0:
+            raise UsageError(f"option --{option} is {value}; it must be above 0")
     for folder in files:
         if not folder.is_dir():
             raise UsageError(f"option --files has {str(folder)!r}, which is no folder")
@@ -83,6 +96,7 @@ def serve(
     except ModuleNotFoundError as error:
         told = f"{error.name} is not installed; the server needs the extra serve: pip install 'ivl3-jax[serve]'"
         raise ModuleNotFoundError(told, name=error.name) from None
+    listening = _bound(host, port)
     from ivl3_jax.conversion.checkpoint import load
     from ivl3_jax.inference.chat import Chat
     from ivl3_jax.inference.request import Limits
@@ -101,12 +115,25 @@ def serve(
             key,
             Sources(tuple(files), tuple(each.lower() for each in hosts), max_picture << 20),
             Bounds(max_images, max_tokens, max_samples, max_body << 20, seconds, waiting),
+            names=LOOPBACK if host in LOOPBACK else None,
         ),
     )
-    config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=5)
-    server, listening = uvicorn.Server(config), config.bind_socket()
-    listening.listen(config.backlog)  # so that whoever reads the line below is heard
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    listening.listen(2048)  # so that whoever reads the line below is heard
     where, free = listening.getsockname()[:2]
     where = f"[{where}]" if ":" in where else where
     print(f"serving {app.state.server.settings.model} at http://{where}:{free} (Ctrl-C ends)", flush=True)
     server.run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, so that one that cannot be had is told of before a model is loaded."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        why = error.strerror if isinstance(error, OSError) else "a port is 0 to 65535"
+        raise UsageError(f"--host {host} --port {port} cannot be listened at: {why}") from None
+    return found

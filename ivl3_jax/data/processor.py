@@ -169,6 +169,7 @@ class Processor:
             Fault: the sample is faulty; the message begins with `sample.where`.
         """
         try:
+            self._check_length(sample)
             opened = self.opened(sample, self.max_tiles if max_tiles is None else max_tiles)
             images: tuple[np.ndarray, ...] = opened.images
             sizes = [len(tiles) * self.tile_tokens for tiles in images]

@@ -112,7 +112,7 @@ def run_best_of_demo(
         "right": [{f"{each.way}, {each.count}": each.mean for each in run} for run in found],
     }
     (output / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    write_table([each for run in found for each in run], output / "best-of.csv")
+    write_table(found, output / "best-of.csv")
     title = f"Adding handwritten digits step by step: {config.questions:,} questions, {len(config.seeds)} seeds"
     draw(found, output / "best-of.png", title)
     return Found(found, seconds)

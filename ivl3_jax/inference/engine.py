@@ -146,12 +146,23 @@ class Engine:
             self._grow(max(needed + 1, 2 * self._pages.count - 1))
         self._prefills.waiting.append(prefill)
 
+    def _grown(self) -> bool:
+        """Doubles the cache, unless its size was given or it has room for all rows at their longest."""
+        longest = -(-self.config.decoder.longest_row // self.limits.page)
+        most = 1 + self.limits.rows * longest
+        if self.limits.positions is not None or self._pages.count >= most:
+            return False
+        self._grow(min(most, 2 * self._pages.count - 1))
+        return True
+
     def _grow(self, pages: int) -> None:
         self._device.grow(pages)
         self._pages.grow(pages)
 
     def _fill(self) -> None:
-        self._prefills.admit(self.limits.rows - len(self._running), alone=not self._running and not self._flight)
+        free, alone = self.limits.rows - len(self._running), not self._running and not self._flight
+        while self._prefills.admit(free, alone) and self._grown():
+            pass
         if not self._prefills.filling:
             return
         done, hidden = self._prefills.advance()
@@ -200,6 +211,8 @@ class Engine:
         if before and (list(before.rows) != self._running or any(self._full(row) for row in self._running)):
             before = self._land()
         while not self._make_room():
+            if self._grown():
+                continue
             if before:
                 before = self._land()  # it may tell of ends
             else:

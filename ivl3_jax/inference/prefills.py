@@ -69,11 +69,14 @@ class Prefills:
                     self.give_way(prefill)
                 self.waiting.remove(prefill)
 
-    def admit(self, rows: int, alone: bool) -> None:
+    def admit(self, rows: int, alone: bool) -> bool:
         """Gives pages to those that wait, while there is room for their rows and their pages.
 
         Args:
             rows: places for rows that are free. alone: whether no row runs, so that nothing else can be waited for.
+
+        Returns:
+            Whether it was pages that the next one lacked.
         """
         rows -= sum(len(prefill.rows) for prefill in self.filling)
         while self.waiting and len(self.waiting[0].rows) <= rows:
@@ -84,11 +87,11 @@ class Prefills:
             found = self._pages.find(names)
             if any(name in other.coming for other in self.filling for name in names[len(found) :][:1]):
                 self._pages.drop(found)
-                return  # what comes next is being computed for another
+                return False  # what comes next is being computed for another
             spare = 0 if alone and not self.filling else len(prefill.rows)
             if total - len(found) + spare > self._pages.available:
                 self._pages.drop(found)
-                return
+                return True
             prefill.pages = found + (self._pages.take(total - len(found)) or [])
             prefill.filled = len(found) * self._limits.page
             if prefill.ticket.reused is None:
@@ -96,6 +99,7 @@ class Prefills:
             self.filling.append(self.waiting.popleft())
             prefill.coming = frozenset(names[len(found) :])
             rows -= len(prefill.rows)
+        return False
 
     def advance(self) -> tuple[dict[int, Prefill], jax.Array]:
         """Computes one piece of what is being filled.

@@ -23,7 +23,7 @@ class Limits:
 
     Attributes:
         rows: answers that are generated at once.
-        positions: of the cache, of all rows together; None begins with 8,192 and doubles for a request that needs more.
+        positions: of the cache, of all rows together; None begins with 8,192 and doubles when more are needed.
         page: positions of a page, a multiple of 16: beginnings are shared in whole pages.
         piece: positions of prompts that are computed between two steps, a power of two times `page`.
         tiles: whose visual tokens are kept. tiles_at_once: that are encoded together.
@@ -147,12 +147,12 @@ class Ticket:
 
     def say(self, said: Said) -> None:
         """Tells it; for the engine."""
-        if said.finish is not None:
-            self.unfinished.discard(said.sample)
         if self.listener is not None:
             self.listener(said)
         else:
             self.said.put(said)
+        if said.finish is not None:  # behind: whoever sees that it has ended finds all that was said
+            self.unfinished.discard(said.sample)
 
     def all_said(self) -> list[Said]:
         """What was said and not yet taken."""

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+LEAST_PENALTY = 0.01
+COLDEST = 1e-6  # a temperature below it is greedy: logits divided by it would pass float32
 BLOCK = 512  # tokens whose probabilities are summed up at once in a draw
 
 
@@ -19,7 +21,7 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: 0 takes the most likely token (greedy).
+        temperature: 0, or less than a millionth, takes the most likely token (greedy).
         top_k: only the k most likely tokens can be drawn; 0 means all.
         top_p: only the smallest set of most likely tokens whose probability reaches p can be drawn. Tokens that are
             equally likely are all in such a set or all out of it.
@@ -47,9 +49,11 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not LEAST_PENALTY <= self.repetition_penalty < math.inf:
             found = self.repetition_penalty
-            raise ValueError(f"repetition_penalty is {found}; it must be above 0 (1 changes nothing) and finite")
+            raise ValueError(
+                f"repetition_penalty is {found}; it must be at least {LEAST_PENALTY} (1 changes nothing) and finite"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             if not -math.inf < (found := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {found}; it must be finite (0 changes nothing)")
@@ -118,10 +122,11 @@ def choose(logits: jax.Array, draws: Draws, numbers: jax.Array, seen: Seen | Non
     if seen is not None:
         logits = penalised(logits, draws, seen)
     greedy = logits.argmax(-1).astype(jnp.int32)
-    warm = draws.temperature > 0
+    warm = draws.temperature >= COLDEST
 
     def draw() -> jax.Array:
-        scaled = logits.astype(jnp.float32) / jnp.where(warm, draws.temperature, 1)[:, None]
+        wide = logits.astype(jnp.float32)
+        scaled = (wide - wide.max(-1, keepdims=True)) / jnp.where(warm, draws.temperature, 1)[:, None]
         some = ((draws.top_k > 0) | (draws.top_p < 1)).any()
         kept = lax.cond(some, lambda: limited(scaled, draws.top_k, draws.top_p), lambda: scaled)
         return jnp.where(warm, _drawn(kept, draws.keys, numbers), greedy)

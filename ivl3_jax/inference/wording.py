@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ivl3_jax.data.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # stands for a character of which bytes are missing
+LONGEST = 8  # tokens of a character; more of them are no character
 
 
 class Wording:
@@ -26,7 +27,8 @@ class Wording:
         """The text that is certain with this token, maybe none."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        if len(text) <= len(self._decoded) or text.endswith(UNFINISHED):
+        waits = text.endswith(UNFINISHED) and len(self._ids) - self._known <= LONGEST
+        if len(text) <= len(self._decoded) or waits:
             return ""
         new = text[len(self._decoded) :]
         self._ids = self._ids[self._known :]

@@ -26,6 +26,7 @@ def work(tmp_path, monkeypatch):
         {"image": "a.png", "question": "What is it like?"},
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "bare.jsonl").write_text('{"question": "Why?"}\n')
     return tmp_path
 
 
@@ -70,10 +71,12 @@ def test_questions_with_a_critic_and_again(work, capsys, monkeypatch):
 
 
 def test_pairs_that_training_takes(work, capsys):
-    asking = ["rollouts", checkpoint(), "q.jsonl", "--output", "out", "--samples", 4, "--temperature", 3, *BRIEF]
+    brief = ["--max-new-tokens", 150, "--prompt", "plain"]  # long enough for some to end by themselves
+    asking = ["rollouts", checkpoint(), "q.jsonl", "--output", "out", "--samples", 6, "--temperature", 3, *brief]
     assert call(*asking) == 0
     told = lines(work / "out/answers.jsonl")
     assert ["without the image" in each for each in told] == [False, False, True]
+    assert all(len(each["cut"]) == 6 for each in told) and not all(told[2]["cut"])
     pairs = lines(work / "out/pairs.jsonl")
     assert pairs and {pair["question"] for pair in pairs} == {"What is it like?"}, "nothing is right at random"
     assert all(pair["image"] == "a.png" and pair["chosen"] != pair["rejected"] for pair in pairs)
@@ -99,13 +102,37 @@ def test_pairs_that_training_takes(work, capsys):
         (["best-of", "CK", "Why?", "--images", "[b.png]"], "b.png"),
         (["rollouts", "CK", "q.jsonl", "--kind", "correctness"], "q.jsonl:3: has no 'answer'"),
         (["rollouts", "CK", "q.jsonl", "--kind", "other"], "other"),
-        (["rollouts", "CK", "q.jsonl", "--samples", "0"], "samples is 0; it must be a whole number of at least 1"),
+        (["rollouts", "CK", "q.jsonl", "--samples", "0"], "--samples is 0; it must be at least 1"),
+        (["rollouts", "CK", "bare.jsonl"], "bare.jsonl:1: has neither an answer to check against nor a picture"),
     ],
 )
 def test_mistakes(work, capsys, argv, told):
     assert call(*[checkpoint() if each == "CK" else each for each in argv]) in (1, 2)
     err = capsys.readouterr().err
     assert told in err and err.count("\n") == 1
+
+
+def test_what_cannot_be_asked_ends_the_run_or_is_left_out(work, capsys):
+    (work / "q.jsonl").write_text('{"image": "none.png", "question": "a"}\n{"question": "b", "answer": "1"}\n')
+    asking = ["best-of", checkpoint(), "q.jsonl", "--output", "out", "--samples", 2, *BRIEF]
+    assert call(*asking) == 1
+    err = capsys.readouterr().err
+    assert "q.jsonl:1" in err and "none.png" in err
+    assert call(*asking, "--faults", "skip") == 0
+    told = capsys.readouterr()
+    assert "left out: q.jsonl:1" in told.err and [each["number"] for each in lines(work / "out/candidates.jsonl")] == [
+        1
+    ]
+    picture(30, 30).save("none.png")
+    assert call(*asking) == 0
+    assert {each["number"] for each in lines(work / "out/candidates.jsonl")} == {0, 1}
+
+
+def test_marks_in_answers_are_only_text(work, capsys, monkeypatch):
+    from ivl3_jax.inference.scaling import best_of
+
+    monkeypatch.setattr(best_of, "final_answer", lambda text: "[/b] [x]")
+    assert call("best-of", checkpoint(), "Why?", "--samples", 2, *BRIEF) == 0
 
 
 def test_other_settings_do_not_mix(work, capsys):

@@ -290,6 +290,17 @@ def test_an_interruption_waits_for_the_end_of_a_step(engine, answers, monkeypatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_cache_of_no_stated_size_grows_instead_of_taking_turns(answers, monkeypatch):
+    """No row gives way while there could be room; with a stated size they do, and say the same."""
+    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 64)
+    for positions, turns in ((None, False), (160, True)):
+        small = Engine(model(), Limits(rows=4, page=16, piece=32, positions=positions))
+        ways, give_way = [], small._give_way
+        small._give_way = lambda row, ways=ways, give_way=give_way: (ways.append(row), give_way(row))
+        assert small.generate(PROMPTS, 3 * NEW, ()) == answers
+        assert bool(ways) == turns
+
+
 def test_leaving_a_stream_cancels_it(engine):
     stream = engine.stream(Request(PROMPTS[0], 3 * NEW))
     next(stream)

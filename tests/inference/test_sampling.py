@@ -60,6 +60,13 @@ def chosen(logits, *samplings, samples=None, number=0, seen=None):
     return quick(jnp.asarray(logits), draws, np.full(len(samplings), number, np.int32), seen).tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-6, 1e-12, 1e-36, 1e-45])
+def test_what_is_cold_takes_the_most_likely(logits, temperature):
+    """Also where logits divided by it pass float32."""
+    spread = 1e3 * logits
+    assert chosen(spread, *[Sampling(temperature, top_k=5, top_p=0.9)] * 2) == logits.argmax(-1).tolist()
+
+
 def test_greedy_needs_no_randomness(logits):
     for number in range(3):
         assert chosen(logits, GREEDY, GREEDY, number=number) == logits.argmax(-1).tolist()
@@ -137,7 +144,7 @@ def test_log_probabilities(logits):
         ({"top_k": -2}, "top_k is -2; it must be at least 0"),
         ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be at least 0.01"),
         ({"presence_penalty": float("nan")}, "presence_penalty is nan; it must be finite"),
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf; it must be finite"),
     ],

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,13 @@ import openai
 import uvicorn
 
 import ivl3_jax
-from ivl3_jax.inference.request import Limits
+from ivl3_jax.data.records import Message, Sample
+from ivl3_jax.inference.request import Limits, Request
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.server.app import Settings, application
 from ivl3_jax.inference.server.pictures import Sources
 from ivl3_jax.inference.server.prompts import Bounds
+from ivl3_jax.inference.server.service import Service
 from tests.models.small import checkpoint
 
 KEY = "sesame"
@@ -382,6 +385,77 @@ def test_many_clients_of_whom_some_leave(address, chat, app):
         time.sleep(0.05)
     assert chat.engine.idle and chat.engine._pages.available == chat.engine._pages.count - 1
     assert app.state.server._places._value == 80
+
+
+def post(address, content, path="chat/completions", **headers):
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"} | headers
+    return httpx.post(f"{address}/v1/{path}", content=content, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("url", ["file://[/x", "data:image/png;base64,é", "\\ud800"])
+@pytest.mark.parametrize("path", ["chat/completions", "tiles"])
+def test_an_address_that_is_none(address, url, path):
+    body = json.dumps({"url": "URL"} if path == "tiles" else asked("a", "URL")).replace("URL", url)
+    answer = post(address, body.encode(), path)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_image_url"
+
+
+def test_a_body_of_very_many_parts_is_not_looked_at(address):
+    answer = post(address, json.dumps(asked() | {"messages": [{"role": "user", "content": [{}] * 200_000}]}).encode())
+    assert answer.status_code == 400 and "more than 10,000" in answer.json()["error"]["message"]
+
+
+def test_a_text_of_very_many_characters_is_not_tokenised(address, app, monkeypatch):
+    monkeypatch.setattr(app.state.server, "settings", replace(app.state.server.settings, bounds=Bounds(seconds=60)))
+    answer = post(address, json.dumps(asked("x" * 1_100_000)).encode())
+    assert answer.status_code == 400 and "characters of text" in answer.json()["error"]["message"]
+
+
+def test_a_slow_body_gives_its_place_back(address, app, monkeypatch):
+    monkeypatch.setattr("ivl3_jax.inference.server.app.BODY", 0.3)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\ncontent-length: 9\r\n\r\n"
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(f"{head}x".encode())
+        assert b" 408 " in slow.recv(4096)
+    assert app.state.server._places._value == 80
+
+
+def test_pages_of_other_places_may_not_ask(address, app, monkeypatch):
+    """Neither from their own address, nor by a name of theirs that leads here."""
+    body, own = json.dumps(asked()).encode(), address.removeprefix("http://")
+    assert post(address, body, origin=f"http://{own}").status_code == 200
+    assert post(address, body, origin="http://evil.example").status_code == 403
+    assert post(address, body, origin="null").status_code == 403
+    monkeypatch.setattr(app.state.server, "settings", replace(app.state.server.settings, names=("127.0.0.1",)))
+    assert post(address, body).status_code == 200
+    found = post(address, body, host="evil.example")
+    assert found.status_code == 403 and found.json()["error"]["code"] == "wrong_host"
+
+
+def test_a_client_that_leaves_while_its_request_is_taken(chat):
+    """The request is cancelled as soon as it is there."""
+    service = Service(chat.engine)
+    submit, tickets = chat.engine.submit, []
+
+    def slow(request, listener):
+        time.sleep(0.3)
+        tickets.append(submit(request, listener))
+        return tickets[0]
+
+    async def leave():
+        answer = service.answer(Request(chat.processor.encode_prompt(Sample((Message("user", "a"),))), 4))
+        task = asyncio.create_task(anext(answer))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat.engine, "submit", slow)
+        asyncio.run(leave())
+    assert tickets[0].unwanted == {0} and not service.running
 
 
 def test_killed_and_started_again(tmp_path):

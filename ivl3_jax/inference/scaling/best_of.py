@@ -29,11 +29,13 @@ class Candidate:
     Attributes:
         text: of it. final: what it comes to, None where it does not say so.
         judged: what the critic thinks of it, None without one.
+        cut: whether it ended because it had as many tokens as it may have.
     """
 
     text: str
     final: str | None
     judged: Judged | None = None
+    cut: bool = False
 
 
 class BestOf:
@@ -72,9 +74,13 @@ class BestOf:
 
     def answer(self, asked: Sequence[Sample]) -> Iterator[list[Candidate]]:
         """The answers to each, as many questions at once as the engine has rows for."""
-        together = max(1, self.chat.engine.limits.rows // self.samples)
-        for start in range(0, len(asked), together):
-            yield from self._answer(asked[start : start + together])
+        for start in range(0, len(asked), self.together):
+            yield from self._answer(asked[start : start + self.together])
+
+    @property
+    def together(self) -> int:
+        """Questions that are answered at once."""
+        return max(1, self.chat.engine.limits.rows // self.samples)
 
     def _answer(self, asked: Sequence[Sample]) -> list[list[Candidate]]:
         processor, tokenizer = self.chat.processor, self.chat.processor.tokenizer
@@ -88,21 +94,37 @@ class BestOf:
                 more = Request(prompt, self.max_new_tokens, self.sampling, samples=self.samples - 1, first_sample=1)
                 requests.append(dataclasses.replace(more, stop=stop))
         tickets = iter(self.chat.engine.run(requests))
-        texts = [self._texts(next(tickets)) + (self._texts(next(tickets)) if self.samples > 1 else []) for _ in asked]
+        told = [self._told(next(tickets)) + (self._told(next(tickets)) if self.samples > 1 else []) for _ in asked]
+        texts = [[text for text, _ in each] for each in told]
         judged: Sequence[Sequence[Judged | None]] = [[None] * self.samples] * len(asked)
         if self.critic:
             judged = self.critic.judge_all([*zip(asked, texts, strict=True)])
         return [
-            [Candidate(text, self.final(text), thought) for text, thought in zip(*pair, strict=True)]
-            for pair in zip(texts, judged, strict=True)
+            [Candidate(text, self.final(text), thought, cut) for (text, cut), thought in zip(*pair, strict=True)]
+            for pair in zip(told, judged, strict=True)
         ]
 
-    def _texts(self, ticket: Ticket) -> list[str]:
-        answers: list[list[int]] = [[] for _ in range(ticket.request.samples)]
-        for said in ticket.all_said():
-            if said.token is not None:
-                answers[said.sample].append(said.token)
-        return [self.chat.processor.tokenizer.decode(answer).strip() for answer in answers]
+    def _told(self, ticket: Ticket) -> list[tuple[str, bool]]:
+        decode = self.chat.processor.tokenizer.decode
+        return [(decode(each.tokens).strip(), each.cut) for each in answers_of(ticket)]
+
+
+@dataclass
+class Answer:
+    """What the engine said: tokens without the one that ended it, and whether it was cut at its longest."""
+
+    tokens: list[int]
+    cut: bool = False
+
+
+def answers_of(ticket: Ticket) -> list[Answer]:
+    """All answers to a request that has ended."""
+    answers = [Answer([]) for _ in range(ticket.request.samples)]
+    for said in ticket.all_said():
+        if said.token is not None:
+            answers[said.sample].tokens.append(said.token)
+        answers[said.sample].cut |= said.finish == "length"
+    return answers
 
 
 def prompt_named(name: str) -> str:

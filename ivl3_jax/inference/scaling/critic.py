@@ -107,8 +107,12 @@ class Critic:
         return self.chat.processor.opened(asked, self.chat.processor.max_tiles)
 
     def _request(self, asked: Sample, solution: str) -> Request:
-        encoded = self.chat.processor.encode(self.dialogue(asked, solution))
+        processor = self.chat.processor
+        dialogue = self.dialogue(asked, solution)
+        encoded = processor.encode(dialogue)
         places = np.flatnonzero(encoded.labels == self._signs[0])  # no other answer has it, and questions no label
+        if len(places) != len(dialogue.messages) // 2:
+            raise ValueError(f"{processor.tokenizer.where}: an answer of {GOOD!r} is not that one token")
         return Request(_until(encoded, int(places[-1]) + 1), 0, weighed=Weighed(tuple(places.tolist()), self._signs))
 
 

@@ -39,7 +39,7 @@ class Share:
 
 
 def shares(answered: Sequence[tuple[Sequence[Candidate], str]], counts: Sequence[int] = COUNTS) -> list[Share]:
-    """For each number of candidates that all questions have.
+    """For each number of candidates that all questions have, and for all of them.
 
     Args:
         answered: the candidates of each question, and its right answer.
@@ -47,7 +47,7 @@ def shares(answered: Sequence[tuple[Sequence[Candidate], str]], counts: Sequence
     right = np.array([[same_answer(each.final, answer) for each in candidates] for candidates, answer in answered])
     judged = all(each.judged for candidates, _ in answered for each in candidates)
     found, rows = [], np.arange(len(right))
-    for count in [count for count in counts if count <= right.shape[1]]:
+    for count in sorted({*(count for count in counts if count <= right.shape[1]), right.shape[1]}):
         first = [candidates[:count] for candidates, _ in answered]
         ways = {"majority": right[rows, [majority(each) for each in first]]}
         if judged:
@@ -57,12 +57,13 @@ def shares(answered: Sequence[tuple[Sequence[Candidate], str]], counts: Sequence
     return found
 
 
-def write_table(found: Sequence[Share], file: Path) -> None:
-    """As CSV: way, count, mean and standard error."""
+def write_table(runs: Sequence[Sequence[Share]], file: Path) -> None:
+    """As CSV: the number of the run, way, count, mean and standard error."""
     with file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
-        writer.writerow(("way", "candidates", "right", "standard error"))
-        writer.writerows((each.way, each.count, f"{each.mean:.4f}", f"{each.error:.4f}") for each in found)
+        writer.writerow(("run", "way", "candidates", "right", "standard error"))
+        for number, run in enumerate(runs):
+            writer.writerows((number, each.way, each.count, f"{each.mean:.4f}", f"{each.error:.4f}") for each in run)
 
 
 def draw(runs: Sequence[Sequence[Share]], file: Path, title: str) -> None:

@@ -3,21 +3,27 @@
 import re
 from fractions import Fraction
 
-_FINAL = re.compile(r"(?:final answer|answer)\s*(?:is)?\s*:\s*(.+)", re.IGNORECASE)
+# "Final answer: 2", "**Final answer**: 2", "### Final answer" with 2 in the next line, "the final answer is 2".
+_SAYS = r"answer[ \t*_#`]*(?:is\b[ \t]*:?|:|\n)[\s*_`:]*([^\n]+)"
+_FINAL, _ANY = re.compile(rf"final\s+{_SAYS}", re.IGNORECASE), re.compile(_SAYS, re.IGNORECASE)
 _BOXED = "\\boxed{"
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)]\s.*)?", re.DOTALL)
+# Bounded: a number of millions of digits would take for ever.
+_NUMBER = re.compile(
+    r"[+-]?(?:\d{1,50}/\d{1,50}|(?:\d{1,50}(?:\.\d{0,50})?|\.\d{1,50})(?:e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE
+)
 _AROUND = ("$", "**", "`", '"', "'", "\\(", "\\)", "\\[", "\\]")
 
 
 def final_answer(solution: str) -> str | None:
-    r"""What stands in the last `\boxed{}`, or else behind the last `Final answer:` or `Answer:`; None without either.
+    r"""What a solution says that it comes to; None if it does not say.
 
-    The two forms that InternVL's preference data are checked by (arXiv 2411.10442).
+    That is what stands in the last `\boxed{}`, or else behind the last `Final answer:`, the two forms that InternVL's
+    preference data are checked by (arXiv 2411.10442), or else behind the last `Answer:`. `is` does for the colon.
     """
-    if (boxed := _boxed(solution)) is not None:
-        return plain(boxed)
-    found = _FINAL.findall(solution)
-    return plain(found[-1]) if found else None
+    boxed = _boxed(solution)
+    found = [boxed] if boxed is not None else _FINAL.findall(solution) or _ANY.findall(solution)
+    return plain(found[-1]) or None if found else None
 
 
 def same_answer(found: str | None, expected: str) -> bool:
@@ -40,7 +46,7 @@ def comparable(text: str) -> str | Fraction:
 
 def plain(text: str) -> str:
     """The text without what may stand around an answer."""
-    before = None
+    before, text = None, text.replace("\N{MINUS SIGN}", "-")
     while text != before:
         before = text
         text = " ".join(text.split()).rstrip(".")
@@ -52,21 +58,25 @@ def plain(text: str) -> str:
 
 
 def _boxed(solution: str) -> str | None:
-    start = solution.rfind(_BOXED)
-    if start < 0:
-        return None
-    depth = 1
-    for place in range(start + len(_BOXED), len(solution)):
-        depth += {"{": 1, "}": -1}.get(solution[place], 0)
-        if depth == 0:
-            return solution[start + len(_BOXED) : place]
+    """What stands in the last box that is closed."""
+    end = len(solution)
+    while (start := solution.rfind(_BOXED, 0, end)) >= 0:
+        depth = 1
+        for place in range(start + len(_BOXED), end):
+            depth += {"{": 1, "}": -1}.get(solution[place], 0)
+            if depth == 0:
+                return solution[start + len(_BOXED) : place]
+        end = start
     return None
 
 
 def _number(text: str) -> Fraction | None:
     text = re.sub(r"\\d?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text.replace("\\%", "%"))
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    bare = text.removesuffix("%").strip()
+    if not _NUMBER.fullmatch(bare):
+        return None
     try:
-        return Fraction(text[:-1].strip()) / 100 if text.endswith("%") else Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        return Fraction(bare) / (100 if text.endswith("%") else 1)
+    except ZeroDivisionError:
         return None

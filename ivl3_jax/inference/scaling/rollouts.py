@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ivl3_jax.batch import IGNORE
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Message, Sample
 from ivl3_jax.inference.chat import Chat
-from ivl3_jax.inference.request import Request, Ticket, known
+from ivl3_jax.inference.request import Request, known
 from ivl3_jax.inference.sampling import Sampling
+from ivl3_jax.inference.scaling.best_of import Answer, answers_of
 from ivl3_jax.inference.scaling.final_answer import final_answer, same_answer
 
 SAMPLING = Sampling(temperature=0.7, top_k=50)
 SAMPLES = 32
 MOST_PAIRS = 15  # of a question
 
-Answers = list[list[int]]  # token ids
-
 
 def rollouts(
     chat: Chat, asked: Sequence[Sample], samples: int, sampling: Sampling, max_new_tokens: int
-) -> list[Answers]:
-    """Several answers to each question, as token ids without the one that ended them.
+) -> list[list[Answer]]:
+    """Several answers to each question.
 
     Args:
         asked: one user turn each, as it is put to the model.
@@ -31,27 +31,29 @@ def rollouts(
     stop = frozenset(chat.processor.tokenizer.eos_ids)
     prompts = [chat.processor.encode_prompt(sample) for sample in asked]
     drawn = [Request(prompt, max_new_tokens, sampling, samples=samples, stop=stop) for prompt in prompts]
-    return [_answers(ticket) for ticket in chat.engine.run(drawn)]
+    return [answers_of(ticket) for ticket in chat.engine.run(drawn)]
 
 
 def without_looking(
-    chat: Chat, asked: Sequence[Sample], answers: Sequence[Answers], sampling: Sampling, max_new_tokens: int
-) -> list[Answers]:
+    chat: Chat, asked: Sequence[Sample], answers: Sequence[Sequence[Answer]], sampling: Sampling, max_new_tokens: int
+) -> list[list[Answer]]:
     """The same answers, but the second half of each written without images and videos (dropout next-token prediction).
 
     Args:
         answers: to each question; half of the tokens of each is kept, rounded up. An answer that has none stays so.
+        max_new_tokens: of a whole answer.
     """
     stop = frozenset(chat.processor.tokenizer.eos_ids)
     requests, halves = [], []
     for sample, told in zip(asked, answers, strict=True):
         blind = chat.processor.encode_prompt(unseen(sample))
         for number, answer in enumerate(told):
-            half = answer[: -(-len(answer) // 2)]
+            half = answer.tokens[: -(-len(answer.tokens) // 2)]
+            left = max(1, max_new_tokens - len(half))
             halves.append(half)
-            requests.append(Request(_continued(blind, half), max_new_tokens, sampling, first_sample=number, stop=stop))
-    ends = [_answers(ticket)[0] for ticket in chat.engine.run(requests)]
-    whole = iter([half + end if half else [] for half, end in zip(halves, ends, strict=True)])
+            requests.append(Request(_continued(blind, half), left, sampling, first_sample=number, stop=stop))
+    ends = [answers_of(ticket)[0] for ticket in chat.engine.run(requests)]
+    whole = iter([Answer(half and half + end.tokens, end.cut) for half, end in zip(halves, ends, strict=True)])
     return [[next(whole) for _ in told] for told in answers]
 
 
@@ -89,14 +91,6 @@ def _continued(prompt: Encoded, answer: list[int]) -> Encoded:
         tokens=tokens,
         positions=positions,
         visual_index=visual,
-        labels=np.full_like(tokens, -1),
+        labels=np.full_like(tokens, IGNORE),
         supervised=np.zeros(len(tokens), bool),
     )
-
-
-def _answers(ticket: Ticket) -> Answers:
-    answers: Answers = [[] for _ in range(ticket.request.samples)]
-    for said in ticket.all_said():
-        if said.token is not None:
-            answers[said.sample].append(said.token)
-    return answers

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ivl3_jax.data.faults import Fault
-from ivl3_jax.data.records import Message, Sample
+from ivl3_jax.data.records import Message, Sample, Stored
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.request import Request
 from ivl3_jax.inference.server import prompts, schema
@@ -35,6 +35,7 @@ from ivl3_jax.inference.server.prompts import Bounds
 from ivl3_jax.inference.server.service import Failed, Service
 
 PAGE = Path(__file__).parent / "page"
+BODY = 60.0  # seconds that a body may take to come
 LOOK = 0.5  # seconds between two looks whether a client that waits has gone
 
 
@@ -45,12 +46,14 @@ class Settings:
     Attributes:
         model: its name in answers. key: that clients have to send; None asks for none.
         sources: of pictures. bounds: of a request.
+        names: of this machine that calls may be for, so that no page of another place passes for its own; None is all.
     """
 
     model: str
     key: str | None = None
     sources: Sources = field(default_factory=Sources)
     bounds: Bounds = field(default_factory=Bounds)
+    names: tuple[str, ...] | None = None
 
 
 class _Events(StreamingResponse):
@@ -79,29 +82,43 @@ class Server:
         self.room = chat.engine.room
         self._places = asyncio.Semaphore(settings.bounds.waiting)
 
-    async def completions(self, call: Call) -> Response:
-        """POST /v1/chat/completions."""
+    async def _place(self) -> None:
+        """Takes one of the places for requests that are read or answered."""
         if self._places.locked():
             told = f"{self.settings.bounds.waiting} requests are being answered; try again later"
             raise ApiError(429, told, code="queue_full")
         await self._places.acquire()
+
+    async def completions(self, call: Call) -> Response:
+        """POST /v1/chat/completions."""
+        await self._place()
         streaming, began = False, time.perf_counter()
         try:
-            asked = schema.read(await self._json(call))
-            if asked.model != self.settings.model:
-                told = f"the model {asked.model!r} does not exist; there is {self.settings.model!r}"
-                raise ApiError(404, told, param="model", code="model_not_found")
-            bounds = self.settings.bounds
-            encoded = await prompts.prompt(asked, self.processor, self.settings.sources, bounds)
-            request = prompts.request(asked, encoded, self.processor, bounds, self.room)
-            answer = Answer(asked, self.settings.model, self.processor.tokenizer, len(encoded))
+            async with asyncio.timeout(self.settings.bounds.seconds):
+                asked, request = await self._asked(call)
+            answer = Answer(asked, self.settings.model, self.processor.tokenizer, len(request.prompt))
             streaming = bool(asked.stream)
             if streaming:
                 return _Events(self._streamed(answer, request, began), self._places.release)
             return await self._whole(call, answer, request, began)
+        except TimeoutError:
+            raise self._too_long() from None
         finally:
             if not streaming:
                 self._places.release()
+
+    async def _asked(self, call: Call) -> tuple[schema.ChatRequest, Request]:
+        asked = schema.read(await self._json(call))
+        if asked.model != self.settings.model:
+            told = f"the model {asked.model!r} does not exist; there is {self.settings.model!r}"
+            raise ApiError(404, told, param="model", code="model_not_found")
+        bounds = self.settings.bounds
+        encoded = await prompts.prompt(asked, self.processor, self.settings.sources, bounds)
+        return asked, prompts.request(asked, encoded, self.processor, bounds, self.room)
+
+    def _left(self, began: float) -> float:
+        """Seconds that a request which began then may still take."""
+        return began + self.settings.bounds.seconds - time.perf_counter()
 
     async def _whole(self, call: Call, answer: Answer, request: Request, began: float) -> Response:
         texts: list[str] = ["" for _ in answer.choices]
@@ -120,7 +137,7 @@ class Server:
 
         work = asyncio.create_task(collect())
         try:
-            async with asyncio.timeout(self.settings.bounds.seconds):
+            async with asyncio.timeout(self._left(began)):
                 while not work.done():
                     await asyncio.wait({work}, timeout=LOOK)
                     if not work.done() and await call.is_disconnected():
@@ -140,7 +157,7 @@ class Server:
         said = self.service.answer(request)
         first = True
         try:
-            async with asyncio.timeout(self.settings.bounds.seconds):
+            async with asyncio.timeout(self._left(began)):
                 async for event in answer.events(said):
                     if first and answer.ticket is not None:
                         self.metrics.first.observe(time.perf_counter() - began)
@@ -166,20 +183,26 @@ class Server:
 
     async def tiles(self, call: Call) -> Response:
         """POST /v1/tiles {"url": data URL}: the tiles that the model sees of a picture, as PNGs."""
-        fields = await self._json(call)
-        if not isinstance(fields, dict) or not isinstance(fields.get("url"), str):
-            raise ApiError(400, 'url is missing; the body must be {"url": "data:image/..."}', param="url")
-        stored = await fetch(fields["url"], self.settings.sources, "url")
-
-        def cut() -> list[str]:
-            sample = Sample((Message("user", "<image>"),), (stored,))
-            tiles: Any = self.processor.opened(sample, self.processor.max_tiles).images[0]
-            return [_png(tile) for tile in tiles]
-
+        await self._place()
         try:
-            return JSONResponse({"tiles": await asyncio.to_thread(cut), "tokens": self.processor.tile_tokens})
+            async with asyncio.timeout(self.settings.bounds.seconds):
+                fields = await self._json(call)
+                if not isinstance(fields, dict) or not isinstance(fields.get("url"), str):
+                    raise ApiError(400, 'url is missing; the body must be {"url": "data:image/..."}', param="url")
+                stored = await fetch(fields["url"], self.settings.sources, "url")
+                tiles = await prompts.aside(self._cut, stored)
+            return JSONResponse({"tiles": tiles, "tokens": self.processor.tile_tokens})
         except Fault as fault:
             raise ApiError(400, str(fault), param="url", code="invalid_image") from None
+        except TimeoutError:
+            raise self._too_long() from None
+        finally:
+            self._places.release()
+
+    def _cut(self, stored: Stored) -> list[str]:
+        sample = Sample((Message("user", "<image>"),), (stored,))
+        tiles: Any = self.processor.opened(sample, self.processor.max_tiles).images[0]
+        return [_png(tile) for tile in tiles]
 
     async def models(self, call: Call) -> Response:
         """GET /v1/models."""
@@ -209,22 +232,42 @@ class Server:
         """The body, decoded.
 
         Raises:
-            ApiError: 413, it is too large; 400, it is no JSON.
+            ApiError: 413, it is too large; 408, it comes too slowly; 400, it is no JSON.
         """
         most, body = self.settings.bounds.body, bytearray()
         if call.headers.get("content-length", "0").isdigit() and int(call.headers.get("content-length", "0")) > most:
             raise ApiError(413, f"the body is larger than {most / 2**20:.3g} MiB, the most that is taken")
-        async for piece in call.stream():
-            body += piece
-            if len(body) > most:
-                raise ApiError(413, f"the body is larger than {most / 2**20:.3g} MiB, the most that is taken")
+        try:
+            async with asyncio.timeout(BODY):
+                async for piece in call.stream():
+                    body += piece
+                    if len(body) > most:
+                        raise ApiError(413, f"the body is larger than {most / 2**20:.3g} MiB, the most that is taken")
+        except TimeoutError:
+            raise ApiError(408, f"the body was not sent within {BODY:g} s", code="timeout") from None
         try:
             return json.loads(bytes(body))
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is no JSON ({error})", code="invalid_json") from None
 
-    def allowed(self, call: Call) -> bool:
-        """Whether a call has the key, if there is one."""
+    def check(self, call: Call) -> None:
+        """Whether a call may be answered.
+
+        Raises:
+            ApiError: 403, a page of another place asks, or calls this machine by another name; 401, without the key, if
+                there is one.
+        """
+        host = call.headers.get("host", "")
+        if self.settings.names is not None and (call.url.hostname or "") not in self.settings.names:
+            told = f"the call is for {host!r}; here it may be for {', '.join(self.settings.names)}"
+            raise ApiError(403, told, code="wrong_host")
+        if (origin := call.headers.get("origin")) is not None and origin.partition("://")[2] != host:
+            raise ApiError(403, f"a page of {origin} may not ask here", code="wrong_origin")
+        if not self._has_key(call):
+            told = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+            raise ApiError(401, told, code="invalid_api_key")
+
+    def _has_key(self, call: Call) -> bool:
         if self.settings.key is None or not call.url.path.startswith("/v1/"):
             return True
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
@@ -244,9 +287,7 @@ def application(chat: Chat, settings: Settings) -> Starlette:
     def guarded(answer: Callable[[Call], Awaitable[Response]]) -> Callable[[Call], Awaitable[Response]]:
         async def run(call: Call) -> Response:
             try:
-                if not server.allowed(call):
-                    told = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
-                    raise ApiError(401, told, code="invalid_api_key")
+                server.check(call)
                 response = await answer(call)
             except ApiError as error:
                 response = JSONResponse(error.body, error.status)

@@ -5,8 +5,10 @@ from typing import Any
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -30,4 +32,9 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": _told(self.message), "type": kind, "param": _told(self.param), "code": self.code}}
+
+
+def _told(text: str | None) -> str | None:
+    """What a client wrote may have lone surrogates, which no answer can have."""
+    return text and text.encode(errors="backslashreplace").decode()

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +60,17 @@ def _data(url: str, sources: Sources, param: str) -> bytes:
         raise _too_large(param, sources)
     try:
         return base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise _refused(param, f"{_shown(url)} is no valid base64 ({error})") from None
 
 
 def _file(url: str, sources: Sources, param: str) -> bytes:
-    parts = urlsplit(url)
     if not sources.files:
         raise _refused(param, "files are not read by this server; send the picture as a data URL")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _refused(param, f"{_shown(url)} is no address of a file") from None
     if parts.netloc not in ("", "localhost"):
         raise _refused(param, f"{_shown(url)} names a host; a file is named as file:///folder/picture.png")
     try:

@@ -2,7 +2,10 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.faults import Fault
@@ -13,6 +16,9 @@ from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.server.errors import ApiError
 from ivl3_jax.inference.server.pictures import Sources, fetch
 from ivl3_jax.inference.server.schema import ChatMessage, ChatRequest, ImagePart
+
+T = TypeVar("T")
+_DECODING = ThreadPoolExecutor(2, thread_name_prefix="pictures")
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,14 @@ async def prompt(asked: ChatRequest, processor: Processor, sources: Sources, bou
     images: list[Stored] = [await fetch(url, sources, place) for place, url in pictures]
     try:
         sample = Sample(tuple(messages), tuple(images), where="messages")
-        return await asyncio.to_thread(processor.encode_prompt, sample)
+        return await aside(processor.encode_prompt, sample)
     except Fault as fault:
         raise ApiError(400, str(fault), param="messages", code="invalid_messages") from None
+
+
+async def aside(call: Callable[..., T], *arguments: Any) -> T:
+    """What a call that decodes pictures returns, made in one of a few threads: each may take much memory."""
+    return await asyncio.get_running_loop().run_in_executor(_DECODING, call, *arguments)
 
 
 def _message(message: ChatMessage, number: int, pictures: list[tuple[str, str]], processor: Processor) -> Message:

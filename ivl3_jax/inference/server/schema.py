@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ivl3_jax.inference.request import MOST_LOGPROBS
 from ivl3_jax.inference.server.errors import ApiError
 
+ENTRIES = 10_000  # of a body's objects and lists, together
 STOPS = 16  # stop strings of a request, each of so many characters at most
 LONGEST_STOP = 256
 # What clients may send and what means nothing here, with the values that ask for nothing.
@@ -76,7 +77,7 @@ class ChatRequest(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1)
@@ -104,6 +105,8 @@ def read(fields: Any) -> ChatRequest:
     """
     if not isinstance(fields, dict):
         raise ApiError(400, f"the body is {_shown(fields)}; it must be a JSON object")
+    if _entries(fields, ENTRIES) > ENTRIES:  # each may be found wrong, which takes time and memory
+        raise ApiError(400, f"the body has more than {ENTRIES:,} messages, parts and fields, the most that are taken")
     fields = {name: value for name, value in fields.items() if name not in IGNORED}
     for name, neutral in NEUTRAL.items():
         if name in fields and fields.pop(name) not in neutral:
@@ -115,6 +118,17 @@ def read(fields: Any) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs is given without logprobs; it needs logprobs: true", param="top_logprobs")
     return request
+
+
+def _entries(value: Any, most: int) -> int:
+    """Entries of an object or list and of all in it; counted no further than `most` is passed."""
+    count, left = 0, [value]
+    while left and count <= most:
+        inner = left.pop()
+        inner = inner.values() if isinstance(inner, dict) else inner
+        count += len(inner)
+        left += [each for each in inner if isinstance(each, dict | list)] if count <= most else []
+    return count
 
 
 def _told(error: ValidationError) -> ApiError:
@@ -141,5 +155,5 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:200] if isinstance(value, str | list) else value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -53,11 +53,18 @@ class Service:
 
         if self.failure:
             raise Failed(self.failure)
-        ticket = await asyncio.to_thread(self.engine.submit, request, listen)
+        submitting = asyncio.ensure_future(asyncio.to_thread(self.engine.submit, request, listen))
+        try:
+            ticket = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(self._dropped)
+            raise
         self.running.add(ticket)
         self._work.set()
         left = request.samples
         try:
+            if self.failure:  # meanwhile
+                raise Failed(self.failure)
             while left:
                 one = await said.get()
                 if one is None:
@@ -67,6 +74,12 @@ class Service:
         finally:
             self.running.discard(ticket)
             ticket.cancel()
+            self._work.set()
+
+    def _dropped(self, submitted: "asyncio.Future[Ticket]") -> None:
+        """Cancels what was submitted for a client that has left meanwhile."""
+        if not submitted.cancelled() and submitted.exception() is None:
+            submitted.result().cancel()
             self._work.set()
 
     def _run(self) -> None:

@@ -116,11 +116,20 @@ def test_shares_by_hand(tmp_path):
         ("any is right", 1): 0, ("any is right", 2): 0.5, ("any is right", 4): 1,
         ("one alone", 1): 0, ("one alone", 2): 0.25, ("one alone", 4): 0.5,
     }  # fmt: skip
-    curve.write_table(found, tmp_path / "a.csv")
-    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("critic,1,0.0000,0.0000")
+    curve.write_table([found], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("0,critic,1,0.0000,0.0000")
     curve.draw([found, found], tmp_path / "a.png", "two runs")
     curve.draw([[each for each in found if each.way != "critic"]], tmp_path / "b.png", "one run")
     assert Image.open(tmp_path / "a.png").width > 500
+
+
+def test_all_candidates_count():
+    found = curve.shares([(made(["1", "2", "2"]), "2")])
+    assert {(each.way, each.count): each.mean for each in found if each.way == "majority"} == {
+        ("majority", 1): 0,
+        ("majority", 2): 0,
+        ("majority", 3): 1,
+    }
 
 
 def test_a_standard_error_is_over_questions():

@@ -56,24 +56,52 @@ def test_a_file_of_nothing(tmp_path):
         read_questions(tmp_path / "q.jsonl")
 
 
+QUESTIONS = [{"question": text} for text in "abcd"]
+
+
+def journal(folder, questions=QUESTIONS, **settings):
+    return Journal(folder, "a.jsonl", {"samples": 2} | settings, questions)
+
+
 def test_a_journal_goes_on(tmp_path):
     folder = tmp_path / "run"
-    journal = Journal(folder, "a.jsonl", {"samples": 2})
-    journal.add(0, {"text": "ä"})
-    journal.add(2, {"text": "b"})
+    begun = journal(folder)
+    begun.add(0, {"text": "ä"})
+    begun.add(2, {"text": "b"})
     with (folder / "a.jsonl").open("a") as file:
         file.write('{"number": 3, "te')  # an interruption in the middle of a line
-    again = Journal(folder, "a.jsonl", {"samples": 2})
-    assert again.done == {0: {"text": "ä"}, 2: {"text": "b"}}
+    again = journal(folder)
+    assert again.done == {0: {"text": "ä"}, 2: {"text": "b"}} and again.left == [1, 3]
     again.add(1, {"text": "c"})
-    assert set(Journal(folder, "a.jsonl", {"samples": 2}).done) == {0, 1, 2}
+    assert set(journal(folder).done) == {0, 1, 2}
+    # More questions, and another one in a place that is not done, are no matter.
+    assert journal(folder, [*QUESTIONS[:3], {"question": "x"}, {"question": "y"}]).left == [3, 4]
+
+
+def test_answers_to_another_question_are_not_taken(tmp_path):
+    journal(tmp_path / "run").add(1, {})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: question 2 was another one then"):
+        journal(tmp_path / "run", [QUESTIONS[1], QUESTIONS[0]])
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "nothing", '{"number": 9, "of": ""}', '{"number": "a", "of": ""}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    journal(tmp_path / "run").add(1, {})
+    with (tmp_path / "run/a.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: damaged"):
+        journal(tmp_path / "run")
 
 
 def test_a_journal_of_other_settings_is_not_touched(tmp_path):
-    Journal(tmp_path / "run", "a.jsonl", {"samples": 2}).add(0, {})
+    journal(tmp_path / "run").add(0, {})
     with pytest.raises(ValueError, match="samples was 2 and is now 3"):
-        Journal(tmp_path / "run", "a.jsonl", {"samples": 3})
+        journal(tmp_path / "run", samples=3)
+    for text in ("[]", "{"):
+        (tmp_path / "run/settings.json").write_text(text)
+        with pytest.raises(ValueError, match="is no JSON object"):
+            journal(tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("mine")
     with pytest.raises(ValueError, match=r"no settings\.json"):
-        Journal(tmp_path / "other", "a.jsonl", {})
+        journal(tmp_path / "other")

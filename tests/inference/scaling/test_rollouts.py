@@ -9,6 +9,7 @@ from ivl3_jax.data.records import Message, Sample, Video
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.request import Limits, Request, known
 from ivl3_jax.inference.sampling import GREEDY, Sampling
+from ivl3_jax.inference.scaling.best_of import Answer
 from ivl3_jax.inference.scaling.rollouts import correctness_pairs, dropout_pairs, rollouts, unseen, without_looking
 from tests.models.small import checkpoint
 
@@ -29,31 +30,30 @@ def asked():
 
 def test_answers_are_those_of_the_engine(chat, asked):
     found = rollouts(chat, asked, 3, DRAWN, 9)
-    assert [len(told) for told in found] == [3, 3] and all(len(answer) <= 9 for told in found for answer in told)
+    assert [len(told) for told in found] == [3, 3]
+    assert all(answer.cut == (len(answer.tokens) == 9) for told in found for answer in told)
     stop = frozenset(chat.processor.tokenizer.eos_ids)
     for sample, told in zip(asked, found, strict=True):
         prompt = chat.processor.encode_prompt(sample)
         for number, answer in enumerate(told):
             request = Request(prompt, 9, DRAWN, first_sample=number, stop=stop)
             said = chat.engine.run([request])[0].all_said()
-            assert [each.token for each in said if each.token is not None] == answer
+            assert [each.token for each in said if each.token is not None] == answer.tokens
 
 
 def test_the_second_half_is_what_the_model_writes_without_the_image(chat, asked):
     seen = rollouts(chat, asked, 2, DRAWN, 9)
-    blind = without_looking(chat, asked, seen, GREEDY, 6)
+    blind = without_looking(chat, asked, seen, GREEDY, 9)
     prompt = chat.processor.encode_prompt(Sample((Message("user", "How much?"),)))
     for answer, other in zip(seen[0], blind[0], strict=True):
-        half = -(-len(answer) // 2)
-        assert other[:half] == answer[:half]
-        tokens = known(prompt, answer[:half])[0].tolist()
-        text = chat.processor.tokenizer.decode(tokens, skip_special=False)
-        assert "IMG" not in text and tokens[-half:] == answer[:half]
-        assert len(other) <= half + 6
+        half = -(-len(answer.tokens) // 2)
+        assert half > 0 and other.tokens[:half] == answer.tokens[:half] and len(other.tokens) <= 9
+        tokens = known(prompt, answer.tokens[:half])[0].tolist()
+        assert "IMG" not in chat.processor.tokenizer.decode(tokens, skip_special=False)
 
 
 def test_an_answer_of_nothing_stays_so(chat, asked):
-    assert without_looking(chat, asked[:1], [[[]]], GREEDY, 3) == [[[]]]
+    assert without_looking(chat, asked[:1], [[Answer([])]], GREEDY, 3)[0][0].tokens == []
 
 
 def test_a_question_without_what_it_shows():
