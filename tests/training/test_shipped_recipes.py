@@ -9,7 +9,7 @@ from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import Recipe
 
 SIZES = {file.stem for file in (CONFIGS / "sizes").glob("*.yaml")}
-STAGES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - {"demo", "demo_recipe"})
+STAGES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - {"demo", "demo_best_of", "demo_recipe"})
 # Pre-training has no files of its own: those of sft are for it too.
 PARTS = [(name,) for name in STAGES] + [(name.partition("-")[0], name) for name in sorted(SIZES)]
 PARTS += [("pretrain", "sft-8b"), ("pretrain", "sft-38b")]
