@@ -109,7 +109,7 @@ def _usage() -> str:
     lines = ["usage: ivl3 COMMAND ...", ""]
     for name, module in COMMANDS.items():
         summary, example = _help(module).strip().splitlines()[:2]
-        lines += [f"  {name:<9} {summary.strip()}", f"  {'':<9} example: {example.strip()}"]
+        lines += [f"  {name:<8} {summary.strip()}", f"  {'':<8} example: {example.strip()}"]
     return "\n".join([*lines, "", "`ivl3 COMMAND --help` says more. `ivl3 --version` prints the version."])
 
 
