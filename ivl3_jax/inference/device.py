@@ -88,7 +88,7 @@ class Device:
             positions=_filled([part.positions for part in parts], (rows, size), 0, np.float32),
             visual=_filled([part.visual for part in parts], (rows, size), -1, np.int32),
             places=Places(
-                _filled([part.pages for part in parts], (rows, width), 0, np.int32),
+                _filled([part.pages[:width] for part in parts], (rows, width), 0, np.int32),
                 _filled([part.filled for part in parts], (rows,), 0, np.int32),
             ),
             ends=_filled([part.end for part in parts], (rows,), 1, np.float32),

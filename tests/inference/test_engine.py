@@ -301,6 +301,16 @@ def test_a_cache_of_no_stated_size_grows_instead_of_taking_turns(answers, monkey
         assert bool(ways) == turns
 
 
+def test_a_prompt_of_many_more_pages_than_its_first_piece():
+    """The table of a piece has room for the pages up to its end, and the prompt has others behind."""
+    long = prompt(330, 4, 5)
+    found = [
+        Engine(model(), Limits(rows=2, page=16, piece=piece, positions=1024)).generate([long], 6, ())
+        for piece in (16, 512)
+    ]
+    assert found[0] == found[1]
+
+
 def test_leaving_a_stream_cancels_it(engine):
     stream = engine.stream(Request(PROMPTS[0], 3 * NEW))
     next(stream)
