@@ -144,6 +144,8 @@ def attend(q: jax.Array, cache: AnyCache, places: Places) -> jax.Array:
         [B, S, N, H] in q's dtype. Softmax and products accumulate in at least float32.
     """
     name = chosen(q, cache)
+    if name == "pages":
+        return _page_by_page(q, cache, places)
     if name == "plain":
         k, v = _gathered(cache, places.table, q.shape[3], q.dtype)
         return (_decode if q.shape[1] <= FEW else _pieces)(q, k, v, places.lengths)
@@ -154,14 +156,57 @@ def attend(q: jax.Array, cache: AnyCache, places: Places) -> jax.Array:
 
 
 def chosen(q: jax.Array, cache: AnyCache) -> str:
-    """Who attends: `oracle`, `tpu` (pages are read as they lie) or `plain` (they are put in order first)."""
+    """Who attends: `oracle`, `tpu` and `pages` (read as they lie), or `plain` (pages are put in order first)."""
     K, H = cache.keys.shape[2] // q.shape[3], q.shape[3]
+    if family() == "oracle" and isinstance(cache, Cache):
+        return "oracle"
+    if family() == "chunked" and q.shape[1] <= FEW:
+        return "pages"
     if isinstance(cache, Int8Cache):
         return "plain"
-    if family() == "oracle":
-        return "oracle"
     fits = q.shape[1] <= FEW and cache.page % PAGE == 0 and supports(K, H, q.dtype)
     return "tpu" if family() == "tpu" and fits else "plain"
+
+
+def _page_by_page(q: jax.Array, cache: AnyCache, places: Places) -> jax.Array:
+    """A few queries of each row, q [B, S, N, H], one row and page after the other, with a running softmax.
+
+    For CPUs: nothing is copied, and nothing behind a row's end is read. At eight rows of InternVL3-1B, 1,250 positions
+    in a table for 2,048, it takes a third of `_decode`'s time.
+    """
+    B, S, N, H = q.shape
+    K, page = cache.keys.shape[2] // H, cache.page
+    accumulate = jnp.promote_types(q.dtype, jnp.float32)
+
+    def row(operands: tuple[jax.Array, ...]) -> jax.Array:
+        q, table, length = operands
+        heads = q.reshape(S, K, N // K, H).swapaxes(0, 1).reshape(K, -1, H).astype(accumulate) * H**-0.5
+        place = jnp.repeat(length + jnp.arange(S), N // K)
+
+        def one(n: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            arrays = (lax.dynamic_index_in_dim(x, table[n], 0, keepdims=False) for x in cache)
+            keys, values, *scales = (x.astype(accumulate) for x in arrays)
+            seen = n * page + jnp.arange(page) <= place[:, None]
+            after = []
+            for head in range(K):  # each is a product of matrices as they lie
+                here = slice(head * H, (head + 1) * H)
+                k, v = keys[:, here], values[:, here]
+                if scales:
+                    k, v = (x * scale[:, head, None] for x, scale in zip((k, v), scales, strict=True))
+                scores = jnp.where(seen, heads[head] @ k.T, -jnp.inf)
+                most, total, sums = (x[head] for x in carry)
+                highest = jnp.maximum(most, scores.max(-1))
+                weights, kept = jnp.exp(scores - highest[:, None]), jnp.exp(most - highest)
+                after.append((highest, total * kept + weights.sum(-1), sums * kept[:, None] + weights @ v))
+            return tuple(jnp.stack(x) for x in zip(*after, strict=True))
+
+        shape = K, S * (N // K)
+        begin = jnp.full(shape, -jnp.inf, accumulate), jnp.zeros(shape, accumulate), jnp.zeros((*shape, H), accumulate)
+        _, total, sums = lax.fori_loop(0, (length + S - 1) // page + 1, one, begin)
+        y = (sums / total[..., None]).reshape(K, S, N // K, H).swapaxes(0, 1)
+        return y.reshape(S, N, H).astype(q.dtype)
+
+    return lax.map(row, (q, places.table, places.lengths))
 
 
 def _decode(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ def filled(k, v, lengths, table, kind="plain"):
     return cache
 
 
-@pytest.mark.parametrize("family", ["chunked", "tpu", "oracle"])
+@pytest.mark.parametrize("family", ["chunked", "cudnn", "tpu", "oracle"])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("new", [1, 3])
 def test_rows_of_unequal_length(new, group, family, mesh):
@@ -122,10 +122,14 @@ def test_who_attends():
     q = jax.ShapeDtypeStruct((1, 1, 4, 64), jnp.float32)
     pages = jax.ShapeDtypeStruct((4, 32, 128), jnp.float32)
     scales = jax.ShapeDtypeStruct((4, 32, 2), jnp.float32)
-    assert chosen(q, Cache(pages, pages)) == "plain"
+    piece = jax.ShapeDtypeStruct((1, 64, 4, 64), jnp.float32)
+    for cache in (Cache(pages, pages), Int8Cache(pages, pages, scales, scales)):
+        assert chosen(q, cache) == "pages" and chosen(piece, cache) == "plain"
+        with preferring("cudnn"):
+            assert chosen(q, cache) == "plain"
     with preferring("tpu"):
         assert chosen(q, Cache(pages, pages)) == "tpu"
-        assert chosen(jax.ShapeDtypeStruct((1, 64, 4, 64), jnp.float32), Cache(pages, pages)) == "plain"
+        assert chosen(piece, Cache(pages, pages)) == "plain"
         assert chosen(q, Int8Cache(pages, pages, scales, scales)) == "plain"
         narrow = jax.ShapeDtypeStruct((4, 24, 128), jnp.float32)
         assert chosen(q, Cache(narrow, narrow)) == "plain"
