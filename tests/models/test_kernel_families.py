@@ -74,8 +74,14 @@ def exact():
     return everything("oracle", PLANS["one device"])[0]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("family", USED)
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [
+        pytest.param(family, plan, marks=pytest.mark.long if plan != "one device" and family != "tpu" else ())
+        for family in USED
+        for plan in PLANS
+    ],
+)
 def test_families_agree(family, plan, exact):
     found, used = everything(family, PLANS[plan])
     assert used == USED[family]

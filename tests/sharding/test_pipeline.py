@@ -206,22 +206,22 @@ def one_device():
     return computed(ShardingPlan(), mixed_batch(), CONFIG)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "fields", "remat"),
     [
         ({"stage": 2, "fsdp": 2, "tensor": 2}, {"microbatches": 4, "repeats": 2}, "dots"),
         *(
-            pytest.param(mesh, fields, remat, marks=pytest.mark.long)
+            (mesh, fields, remat)
             for mesh, more in (({"stage": 2, "fsdp": 2, "tensor": 2}, 4), ({"stage": 4, "fsdp": 2}, 8))
             for fields in ({}, {"repeats": 2}, {"microbatches": more})
             for remat in ("none", "full")
         ),
-        pytest.param({"stage": 4}, {"microbatches": 8, "repeats": 2}, "none", marks=pytest.mark.long),
-        pytest.param({"stage": 2, "data": 2, "fsdp": 2}, {"repeats": 4}, "dots", marks=pytest.mark.long),
+        ({"stage": 4}, {"microbatches": 8, "repeats": 2}, "none"),
+        ({"stage": 2, "data": 2, "fsdp": 2}, {"repeats": 4}, "dots"),
     ],
     ids=str,
 )
+@pytest.mark.long  # a pipeline on eight devices is in tests/lab/test_executed.py for every day
 def test_everything_equals_one_device(mesh, fields, remat):
     same(plan_of(mesh, remat, **fields))
 

@@ -193,6 +193,7 @@ def test_a_reference_in_several_parts(tmp_path, monkeypatch, capsys):
     assert (np.load(tmp_path / "run/reference.npz")["table"] == table).all()
 
 
+@pytest.mark.long
 def test_told_to_end_and_killed_while_the_reference_is_computed(tmp_path):
     pairs = write_pairs(tmp_path)
     recipe = write_recipe(
@@ -219,6 +220,7 @@ def test_told_to_end_and_killed_while_the_reference_is_computed(tmp_path):
                for name, value in weights(output / "checkpoint").items())  # fmt: skip
 
 
+@pytest.mark.long
 def test_damage_that_one_of_two_processes_meets(data, tmp_path):
     sharding = {"plan": "fsdp_tensor", "mesh": {"fsdp": 2}}
     recipe = write_recipe(tmp_path / "recipe.yaml", data, sharding=sharding, train={"steps": 4}, save={"every": 2})

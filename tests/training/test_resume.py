@@ -71,6 +71,7 @@ def test_killed_thirty_times(recipe, uninterrupted, tmp_path, seed):
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.long
 def test_a_preference_run_killed_three_times(tmp_path):
     """The reference's table and the running reward shift are gone on with too."""
     size = {"tokens": 400, "segments": 8}
@@ -112,7 +113,8 @@ def test_a_finished_run_is_left_alone(recipe, uninterrupted):
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 4])
 def test_from_two_processes_to_others(data, tmp_path, processes):
     """Two processes begin; others go on with the state, equal but for the order of sums to one that does all."""
     sharding = {"plan": "fsdp_tensor", "mesh": {"fsdp": 4}}

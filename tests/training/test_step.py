@@ -104,7 +104,7 @@ def whole(weighting):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [2, *(pytest.param(parts, marks=pytest.mark.long) for parts in (1, 4))])
 def test_packed_in_parts_equals_unpacked(weighting, parts):
     expected, gradients, _ = whole(weighting)
     metrics, found, _ = step_of(packed(weighting), parts=parts)
