@@ -79,7 +79,7 @@ def one_device():
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=() if name in ("data 2 x fsdp 2 x tensor 2",) else pytest.mark.long) for name in MESHES
+        pytest.param(name, marks=() if name == "data 2 x fsdp 2 x tensor 2" else pytest.mark.long) for name in MESHES
     ],
 )
 def sharded(request):
