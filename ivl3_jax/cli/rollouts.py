@@ -179,4 +179,4 @@ def _write_pairs(
     write_meta(output / "meta.json", [SourceSpec("rollouts", root, "pairs.jsonl")])
     print(f"{len(records):,} pairs of {len(journal.done):,} questions, {bare:,} of which give none, are in {output}")
     if records:
-        print(f"to train on them: ivl3 train --config mpo --data.meta {output / 'meta.json'} ...", file=sys.stderr)
+        print(f"to train on them: ivl3 train --config mpo --data.meta '[{output / 'meta.json'}]' ...", file=sys.stderr)

@@ -301,11 +301,15 @@ class Engine:
     def _check(self, request: Request) -> None:
         whole_number("max_new_tokens", request.max_new_tokens, least=0 if request.weighed else 1)
         whole_number("samples", request.samples, least=1)
+        whole_number("first_sample", request.first_sample, least=0)
         if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
             raise ValueError(f"logprobs is {request.logprobs}; it must be 0 to {MOST_LOGPROBS}")
         prompt = request.prompt
         if not len(prompt):
             raise ValueError("the prompt is empty; it must have at least one token")
+        if request.weighed and not all(0 <= token < self.config.decoder.vocab for token in request.weighed.tokens):
+            told = f"tokens {request.weighed.tokens} are weighed; ids are 0 to {self.config.decoder.vocab - 1}"
+            raise ValueError(told)
         if request.weighed and request.weighed.places[-1] >= len(prompt):
             raise ValueError(f"place {request.weighed.places[-1]} is weighed; the prompt ends before {len(prompt)}")
         # Not the number of tokens: several visual ones may share a step, see data/positions.py.

@@ -51,7 +51,7 @@ def expected(q_ids, kv_ids, offset, blocks, causal):
     return pairs
 
 
-@settings(deadline=None, max_examples=20)  # most of which compile
+@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 3),

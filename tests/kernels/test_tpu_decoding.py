@@ -49,7 +49,7 @@ def agree(operands):
 LENGTH = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, MOST * PAGE]) | st.integers(1, MOST * PAGE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(LENGTH, min_size=3, max_size=3), seed=st.integers(0, 99))
 def test_ragged_lengths(lengths, seed):
     agree(paged(lengths, 1, 4, 2, 64, seed))

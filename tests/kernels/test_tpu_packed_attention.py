@@ -65,7 +65,7 @@ def test_grouped_heads_and_odd_lengths(N, K, H, S):
     compare(operands(rng, 2, S, S, N, K, H), ids, ids)
 
 
-@settings(deadline=None, max_examples=16)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     segments=st.tuples(st.integers(0, 200), st.integers(1, 5)),

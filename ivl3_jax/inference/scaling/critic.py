@@ -90,10 +90,8 @@ class Critic:
         """
         messages: list[Message] = []
         plain = self.chat.processor.harmless(solution)
-        for placeholder in (
-            IMAGE_PLACEHOLDER,
-            VIDEO_PLACEHOLDER,
-        ):  # a step stands in a user turn, where it would be one
+        # A step stands in a user turn, where a placeholder would be one.
+        for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
             plain = plain.replace(placeholder, f"< {placeholder[1:]}")
         for step in steps_of(plain, self.most_steps):
             text = step if messages else f"### Question:\n{asked.messages[0].text}\n\n### Solution Process:\n{step}"

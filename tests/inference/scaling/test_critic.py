@@ -142,3 +142,10 @@ def test_log_probabilities_of_a_prompt_come_at_every_place(model, critic, asked)
 def test_places_that_cannot_be_weighed(places, tokens, told):
     with pytest.raises(ValueError, match=told):
         Weighed(places, tokens)
+
+
+@pytest.mark.parametrize("weighed", [Weighed((0, 10**6), (1,)), Weighed((0,), (10**6,)), Weighed((0,), (-1,))])
+def test_what_no_prompt_has_is_refused(critic, asked, weighed):
+    prompt = critic._request(critic._opened(asked), SOLUTIONS[0]).prompt
+    with pytest.raises(ValueError, match="weighed"):
+        critic.chat.engine.submit(Request(prompt, 0, weighed=weighed))
