@@ -165,12 +165,14 @@ def _judged(config: BestOfConfig, seed: int, chat: Chat) -> list[Sample]:
     asking = _asking(config, seed, chat, config.drawn)
     asked = [sums("train", (seed, number, 2)) for number in range(config.asked)]
     critic = Critic(chat)
-    return [
+    judged = (
         question.judged(critic, text)
         for question, found in zip(asked, asking.answer([each.asked() for each in asked]), strict=True)
         for text in dict.fromkeys(each.text for each in found)
         if text
-    ]
+    )
+    # An answer that rambles may make a dialogue longer than a row; the truth's is much shorter.
+    return [sample for sample in judged if len(chat.processor.encode(sample)) <= config.tokens]
 
 
 def _examined(config: BestOfConfig, seed: int, chat: Chat, critic: Critic) -> list[tuple[list[Candidate], str]]:
