@@ -24,7 +24,7 @@ def quick(monkeypatch):
 def test_all_compute_the_same(problem):
     found = list(timing.measure(problem, ["xla", "oracle"]))
     parts = {"forward"} if isinstance(problem, Decoding) else {"forward", "both"}
-    ours = "ours (plain)" if isinstance(problem, Decoding) else "ours (chunked)"
+    ours = "ours (pages)" if isinstance(problem, Decoding) else "ours (chunked)"
     assert {(one.part, one.implementation) for one in found} == {
         (part, name) for part in parts for name in (ours, "xla", "oracle")
     }
