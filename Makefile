@@ -17,6 +17,8 @@ TORCH := torch==2.13.0
 # For one test, which puts it on its path: built for GPUs, it is not to be found by anything else here.
 TORCHVISION := torchvision==0.28.0
 PYTEST := -m pytest -n 2 --dist worksteal
+# Most of a test's time is compiling: with little optimisation half of it. `make test-all` runs what users run.
+QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 
 # The first interpreter that runs and is of version $(1), on PATH or among pyenv's; nothing if there is none.
 find_python = $(firstword $(foreach python,python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1)*/bin/python),\
@@ -31,7 +33,7 @@ demo: $(VENV)/demo.stamp ## train a small InternVL3 on real handwritten digits a
 	@$(BIN)/ivl3 demo
 
 test: $(VENV)/dev.stamp lint ## lint, and all tests but the long ones
-	@$(BIN)/python $(PYTEST) -m "not long"
+	@$(QUICKLY) $(BIN)/python $(PYTEST) -m "not long"
 
 test-all: $(VENV)/dev.stamp lint ## all tests, the long ones too
 	@$(BIN)/python $(PYTEST)
@@ -40,11 +42,11 @@ test-newest: ## the tests on Python 3.12 with the newest jax, without PyTorch
 	@python="$(NEWEST_PYTHON)"; \
 	if [ -z "$$python" ]; then echo "make test-newest: no Python 3.12 found, nothing tested"; exit 0; fi; \
 	$(MAKE) --no-print-directory $(NEWEST)/dev.stamp NEWEST_PYTHON="$$python"; \
-	$(NEWEST)/bin/python $(PYTEST) -m "not long"
+	$(QUICKLY) $(NEWEST)/bin/python $(PYTEST) -m "not long"
 
 check: $(VENV)/dev.stamp lint ## quick: lint, import direction, and the tests that take no more than seconds
 	@$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
-	@$(BIN)/python $(PYTEST) -m "not long and not slow"
+	@$(QUICKLY) $(BIN)/python $(PYTEST) -m "not long and not slow"
 
 lint: $(VENV)/dev.stamp ## style, format and types
 	@$(BIN)/ruff check --quiet --output-format concise .

@@ -64,7 +64,7 @@ def test_what_travels_round_a_ring_is_under_way_while_kernels_run(libtpu, order)
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
-        (Context("gather", "zigzag"), {"all-gather": 2, "reduce-scatter": 2}),
+        pytest.param(Context("gather", "zigzag"), {"all-gather": 2, "reduce-scatter": 2}, marks=pytest.mark.long),
         pytest.param(Context("gather"), {"all-gather": 2, "reduce-scatter": 2}, marks=pytest.mark.long),
         (Context("all_to_all"), {"all-to-all": 6}),
     ],

@@ -62,6 +62,7 @@ def test_every_way_gives_the_same_weights(layout, family, dtype, specs, tmp_path
         assert_same(ivl3_jax.load(tmp_path / "unmerged", dtype).params, expected)
 
 
+@pytest.mark.long
 def test_where_it_lies_changes_no_bit(tmp_path):
     """A spread model writes the same files, and reads them slice by slice to the same weights."""
     plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2, "tensor": 2})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ivl3_jax.kernels import gpu_attention, oracle
 
 ON_GPU = jax.default_backend() == "gpu"
+segments_of = jax.jit(gpu_attention.Segments.of, static_argnums=1)
 
 
 @settings(deadline=None)  # the first one compiles
@@ -20,7 +21,7 @@ def test_segments(lengths, padding):
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     # To one of a few lengths, each of which is compiled; padding may be none.
     ids = np.pad(ids, (0, padding + (-len(ids) - padding) % 18 or 18))
-    found = gpu_attention.Segments.of(jnp.asarray(ids[None], jnp.int32), 5)
+    found = segments_of(jnp.asarray(ids[None], jnp.int32), 5)
     assert bool(found.told) == (len(lengths) <= 5)
     if found.told:
         missing = [-1] * (5 - len(lengths))

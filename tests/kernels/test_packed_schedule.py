@@ -3,6 +3,7 @@
 A block that is in none of them is in one more pair, which has no piece.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from ivl3_jax.kernels import packed_schedule as schedule
 from tests.kernels.test_attention import packed_ids
+
+pairs_of = jax.jit(schedule.pairs, static_argnums=2, static_argnames=("blocks", "causal"))
+marked_ids = jax.jit(schedule.marked_ids, static_argnums=(1, 2, 3))
 
 
 def listed(pairs):
@@ -66,10 +70,10 @@ def test_exact_where_ids_rise(seed, rows, segments, blocks, causal, shard):
     offset, blocks = 16 * shard, schedule.Blocks(*blocks)
     q_ids = kv_ids[:, offset : offset + 16]
     marked = (
-        schedule.marked_ids(jnp.asarray(ids), ids.shape, 4, padded)
+        marked_ids(jnp.asarray(ids), ids.shape, 4, padded)
         for ids, padded in ((q_ids, schedule.PADDED_QUERY), (kv_ids, schedule.PADDED_KEY))
     )
-    pairs, closing = listed(schedule.pairs(*marked, offset, blocks=blocks, causal=causal))
+    pairs, closing = listed(pairs_of(*marked, offset, blocks=blocks, causal=causal))
     wanted = expected(q_ids, kv_ids, offset, blocks, causal)
     assert pairs == wanted
     assert len(pairs) <= schedule.most_pairs(rows, 16 // blocks.q, 64 // blocks.kv, blocks, causal, offset)

@@ -28,9 +28,7 @@ MESHES = {
 SHIPPED = sorted(file.stem for file in PLAN_DIRECTORY.glob("*.yaml"))
 # For every day one plan of each way to share the work; fsdp_tensor is in tests/sharding/test_equal.py.
 DAILY = ["context_coupled", "fsdp_tensor", "pipeline"]
-EVERY = [
-    name if name in ("context_coupled", "pipeline") else pytest.param(name, marks=pytest.mark.long) for name in SHIPPED
-]
+EVERY = [name if name == "pipeline" else pytest.param(name, marks=pytest.mark.long) for name in SHIPPED]
 
 
 def mesh_of(name):

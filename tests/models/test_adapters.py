@@ -77,7 +77,7 @@ def test_without_adapters_is_the_base(batch):
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, base_params(one.params), model().params))
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
+@pytest.mark.parametrize("policy", ["dots", pytest.param("full", marks=pytest.mark.long)])
 def test_remat(policy, batch):
     plain, kept = trained(model()), trained(model(CONFIG, policy))
     (value, found), (expected_value, expected) = (adapter_gradients(one, batch) for one in (kept, plain))

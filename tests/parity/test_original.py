@@ -21,7 +21,7 @@ parity_original = pytest.importorskip("ivl3_jax.conversion.parity_original", exc
 # Style, tied, decoder, dtype of the file.
 CASES = [
     ("300m", False, "qwen2", "float32"),
-    ("300m", True, "llama", "float32"),
+    pytest.param("300m", True, "llama", "float32", marks=pytest.mark.long),
     ("6b", True, "qwen2", "bfloat16"),
     pytest.param("6b", False, "llama", "float32", marks=pytest.mark.long),
 ]
@@ -47,7 +47,7 @@ def test_every_tensor_and_gradient(style, tied, decoder, dtype, tmp_path):
 # InternLM's variants: qkv bias, out bias, MLP bias, and the biases that only Llama's class has (per layer).
 BIASES = [
     pytest.param("internlm2", (False, False, False), 0, marks=pytest.mark.long),
-    ("internlm2", (True, True, False), 0),
+    pytest.param("internlm2", (True, True, False), 0, marks=pytest.mark.long),
     pytest.param("internlm3", (True, False, False), 1, marks=pytest.mark.long),
     pytest.param("internlm3", (False, True, True), 3, marks=pytest.mark.long),
     ("internlm3", (True, True, True), 0),

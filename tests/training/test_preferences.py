@@ -81,7 +81,7 @@ def test_packed_equals_unpacked():
     assert float(state.shift.count) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_packed_on_eight_devices():
     (expected,), gradients, _ = made(packed())
     plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 4, "tensor": 2})

@@ -84,7 +84,7 @@ def test_transformers_opens_it_with_the_same_logits(trained, torch):
     assert np.linalg.norm(model(batch) - theirs) < 1e-4 * np.linalg.norm(theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_mesh_from_a_fresh_model(data, tmp_path):
     """The other way to begin: a size of its own, sharded."""
     changes = {

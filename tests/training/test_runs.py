@@ -113,6 +113,7 @@ def test_spikes(data, tmp_path, policy, capsys, monkeypatch):
         assert code == 0 and applied.count(False) == len(list(output.glob("bad/*"))) and len(applied) == 10
 
 
+@pytest.mark.long
 def test_nothing_to_save_in_between(data, tmp_path):
     """A state for the end alone, from which a longer run goes on."""
     file = short(tmp_path, data, save={"every": None})
