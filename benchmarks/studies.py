@@ -120,8 +120,9 @@ def best() -> list[Line]:
             for case, _ in ranked(cases(question), most=RANKED)[0]:
                 first.setdefault(case.plan.name.partition(",")[0], case)
             for number, case in enumerate([*first.values()][:TRIED]):
-                lines.append(Line(f"{topology} {model} {number}", case))
-    return lines
+                lines.append((number, Line(f"{topology} {model} {number}", case)))
+    # First what is ranked first everywhere: a study that is interrupted has something of each.
+    return [each for _, each in sorted(lines, key=lambda pair: pair[0])]
 
 
 def scaling() -> list[Line]:
@@ -163,8 +164,10 @@ def main() -> None:
             took = "kept" if tried.known else f"{tried.seconds:.0f} s"
             print(f"{name} {number}/{count}  {tried.case.name}: {tried.failure or took}", flush=True)
 
-        search([each.case for each in lines], store, jobs=options.jobs, tell=tell)
-        write(name, lines, store)
+        try:
+            search([each.case for each in lines], store, jobs=options.jobs, tell=tell)
+        finally:
+            write(name, lines, store)  # of an interrupted study what it has
 
 
 def write(name: str, lines: Sequence[Line], store) -> None:
