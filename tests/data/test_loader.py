@@ -219,6 +219,7 @@ def test_pieces_count_for_themselves(processor, tmp_path):
     assert loader.state["streams"]["0"]["drawn"] == len(units)
 
 
+@pytest.mark.long
 def test_too_many_pieces_are_a_fault(processor):
     turns = (Message("user", "x" * 600_000), Message("assistant", "7"))
     encoder = Encoder(processor, 100, 8, too_long="split")

@@ -77,7 +77,7 @@ def exact():
 @pytest.mark.parametrize(
     ("family", "plan"),
     [
-        pytest.param(family, plan, marks=() if plan == "one device" else pytest.mark.long)
+        pytest.param(family, plan, marks=() if plan == "one device" and family != "oracle" else pytest.mark.long)
         for family in USED
         for plan in PLANS
     ],
