@@ -49,7 +49,7 @@ class BestOfConfig:
     decoder: DecoderConfig
     output: str = "runs/best-of-demo"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    steps: int = 1500
+    steps: int = 4000
     learning_rate: float = 8e-4
     critic_steps: int = 1000
     critic_rate: float = 4e-4
