@@ -1,6 +1,7 @@
 """A gradient step on adapters alone through the real XLA:TPU compiler, without a TPU."""
 
 import jax
+import pytest
 from jax.sharding import NamedSharding
 
 from ivl3_jax.batch import empty_batch
@@ -11,6 +12,7 @@ from tests.models.adapted import EVERYWHERE, loss_function, parted
 from tests.models.small import CONFIG
 
 
+@pytest.mark.long
 def test_compiles_for_v5e(libtpu):
     """Abstract from beginning to end; the gradients lie as the adapters do."""
     from jax.experimental import topologies

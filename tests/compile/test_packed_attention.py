@@ -38,13 +38,8 @@ def test_a_shard_of_the_queries(libtpu, topology, N):
     compiles(topology, N, N // 7, 64, 2048, SHORT, "bfloat16")
 
 
-@pytest.mark.parametrize(
-    ("topology", "N", "K", "H"),
-    [
-        ("v6e", 28, 4, 128),
-        *(pytest.param(name, *size, marks=pytest.mark.long) for name in TOPOLOGIES for size in SIZES),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("topology", "N", "K", "H"), [(name, *size) for name in TOPOLOGIES for size in SIZES])
 def test_a_step_of_a_ring(topology, N, K, H):
     """Results and gradients in float32: they take more of VMEM."""
 

@@ -320,7 +320,8 @@ def test_leaving_a_stream_cancels_it(engine):
     assert engine._pages.available == engine._pages.count - 1
 
 
-@pytest.mark.parametrize("family", ["tpu", pytest.param("oracle", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["tpu", "oracle"])
 def test_every_family_of_kernels_gives_the_same_answers(family):
     wide = Model.init(changed(decoder={"head_dim": 64}), seed=1)
     expected = Engine(wide, SMALL).generate(PROMPTS[:2], 4, ())

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 address, number, count, file = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+parts_of_it = map(int, sys.argv[5:])
 jax.distributed.initialize(address, num_processes=count, process_id=number)
 from ivl3_jax.sharding.plan import ShardingPlan
 from tests.tolerances import STACK
@@ -21,7 +22,7 @@ from tests.training.test_step import WEIGHTINGS, agree, packed, steps_of
 assert jax.process_count() == count and jax.device_count() == 4
 plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2, "tensor": 2})
 with np.load(file) as expected:
-    for parts in (1, 2):
+    for parts in parts_of_it:
         steps = steps_of(list(map(packed, WEIGHTINGS)), plan=plan, parts=parts)
         for weighting, (metrics, found, state) in zip(WEIGHTINGS, steps, strict=True):
             names = [name for name in expected if name.startswith(weighting + " ")]
@@ -36,8 +37,10 @@ with np.load(file) as expected:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 4))])
-def test_packed_equals_unpacked(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "parts"), [(2, [2]), *(pytest.param(count, [1, 2], marks=pytest.mark.long) for count in (1, 2, 4))]
+)
+def test_packed_equals_unpacked(processes, parts, tmp_path):
     """For every weighting, with and without accumulation."""
     expected = {}
     for weighting in WEIGHTINGS:
@@ -45,5 +48,5 @@ def test_packed_equals_unpacked(processes, tmp_path):
         expected |= {f"{weighting} {path}": value for path, value in gradients.items()}
         expected[f"{weighting} loss"] = np.float64(metrics.loss)
     np.savez(tmp_path / "expected.npz", **expected)
-    for said, _ in run_together(SCRIPT, processes, tmp_path / "expected.npz", processes=processes):
-        assert said.count("equal") == 2 * len(WEIGHTINGS)
+    for said, _ in run_together(SCRIPT, processes, tmp_path / "expected.npz", *parts, processes=processes):
+        assert said.count("equal") == len(parts) * len(WEIGHTINGS)

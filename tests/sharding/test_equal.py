@@ -142,6 +142,7 @@ def test_a_checkpoint_loads_alike_under_a_plan(tmp_path):
         np.testing.assert_array_equal(found, expected[path], err_msg=path)
 
 
+@pytest.mark.long
 def test_tiles_that_do_not_divide():
     """Four rows of three tiles on eight devices."""
     batch = random_batch(4, [(20, 1), (17, 2)], length=40, tiles=3)

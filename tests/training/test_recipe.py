@@ -142,6 +142,7 @@ def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):
     assert "image_token_id is 151667, but in" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_is_skipped_is_told(data, tmp_path, capsys):
     lines = (data / "train.jsonl").read_text().splitlines()
     (data / "faulty.jsonl").write_text("\n".join([*lines, "{"]))

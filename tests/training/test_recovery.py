@@ -170,6 +170,7 @@ def test_settings_that_would_do_nothing_are_refused(finished, options, told, tmp
     assert not metrics(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_reference_in_several_parts(tmp_path, monkeypatch, capsys):
     """Written now and then, damaged, computed anew: the same table."""
     monkeypatch.setattr(reference, "SAVED_EVERY", 2)

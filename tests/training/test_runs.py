@@ -32,6 +32,7 @@ def short(tmp_path, annotation, **sections):
     return write_recipe(tmp_path / "recipe.yaml", annotation, train=train, **sections)
 
 
+@pytest.mark.long
 def test_preferences_are_learned(pairs, tmp_path, capsys):
     """Chosen answers become likelier than rejected ones, whichever way the reference is had."""
     size = {"tokens": 400, "segments": 8}

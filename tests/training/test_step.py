@@ -146,6 +146,7 @@ def test_each_part_for_itself():
     assert abs(float(metrics.loss) - float(whole("token")[0].loss)) > 1e-3
 
 
+@pytest.mark.long
 def test_drop_path_does_not_depend_on_the_parts():
     config = changed(vision={"drop_path": 0.5})
     losses = [float(step_of(packed("token"), model_config=config, parts=parts)[0].loss) for parts in (1, 4)]
