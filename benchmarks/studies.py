@@ -122,9 +122,8 @@ def best() -> list[Line]:
                 plan = replace(case.plan, compiler={"v6e": {"xla_tpu_scoped_vmem_limit_kib": None}})
                 first.setdefault(case.plan.name.partition(",")[0], replace(case, plan=plan))
             for number, case in enumerate([*first.values()][:TRIED]):
-                lines.append((number, Line(f"{topology} {model} {number}", case)))
-    # First what is ranked first everywhere: a study that is interrupted has something of each.
-    return [each for _, each in sorted(lines, key=lambda pair: pair[0])]
+                lines.append(Line(f"{topology} {model} {number}", case))
+    return lines
 
 
 def scaling() -> list[Line]:
@@ -166,10 +165,8 @@ def main() -> None:
             took = "kept" if tried.known else f"{tried.seconds:.0f} s"
             print(f"{name} {number}/{count}  {tried.case.name}: {tried.failure or took}", flush=True)
 
-        try:
-            search([each.case for each in lines], store, jobs=options.jobs, tell=tell)
-        finally:
-            write(name, lines, store)  # of an interrupted study what it has
+        search([each.case for each in lines], store, jobs=options.jobs, tell=tell)
+        write(name, lines, store)
 
 
 def write(name: str, lines: Sequence[Line], store) -> None:

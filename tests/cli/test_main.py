@@ -129,7 +129,7 @@ def test_a_closed_pipe_is_quiet(tmp_path):
     )
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=300) == 141
+    assert process.wait(timeout=60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
 

@@ -60,8 +60,10 @@ def compare(inputs, q_ids, kv_ids, causal=True, q_offset=0, tolerance=LAYER["flo
     [
         (7, 1, 64, 129),
         (6, 1, 128, 512),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in [(14, 2, 64, 300), (14, 2, 128, 300)]),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in [(5, 1, 128, 256), (16, 1, 128, 200)]),
+        pytest.param(14, 2, 64, 300, marks=pytest.mark.long),
+        pytest.param(14, 2, 128, 300, marks=pytest.mark.long),
+        pytest.param(5, 1, 128, 256, marks=pytest.mark.long),
+        pytest.param(16, 1, 128, 200, marks=pytest.mark.long),
     ],
 )
 def test_grouped_heads_and_odd_lengths(N, K, H, S):

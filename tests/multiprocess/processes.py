@@ -24,7 +24,7 @@ def run_together(script, *arguments, processes=2):
         for number in range(processes)
     ]
     try:
-        said = [run.communicate(timeout=1500) for run in runs]
+        said = [run.communicate(timeout=600) for run in runs]
     finally:
         for run in runs:
             run.kill()

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 address, number, count, file = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-parts_of_it = map(int, sys.argv[5:])
 jax.distributed.initialize(address, num_processes=count, process_id=number)
 from ivl3_jax.sharding.plan import ShardingPlan
 from tests.tolerances import STACK
@@ -22,7 +21,7 @@ from tests.training.test_step import WEIGHTINGS, agree, packed, steps_of
 assert jax.process_count() == count and jax.device_count() == 4
 plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2, "tensor": 2})
 with np.load(file) as expected:
-    for parts in parts_of_it:
+    for parts in map(int, sys.argv[5:]):
         steps = steps_of(list(map(packed, WEIGHTINGS)), plan=plan, parts=parts)
         for weighting, (metrics, found, state) in zip(WEIGHTINGS, steps, strict=True):
             names = [name for name in expected if name.startswith(weighting + " ")]

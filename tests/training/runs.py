@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tests.models.small import checkpoint
 
 ENVIRONMENT = {"IVL3_DEBUG": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-PATIENCE = 900.0  # seconds for anything to happen
+PATIENCE = 300.0  # seconds for anything to happen
 
 
 def write_data(root: Path, lines: int = 24) -> Path:
