@@ -108,21 +108,18 @@ def long() -> list[Line]:
 
 
 def best() -> list[Line]:
-    """The best of a few that a search ranks first for each size and slice, one of each of the plans in configs/."""
+    """The plan that a search ranks first, before anything is compiled, for each size and slice."""
     from ivl3_jax.cli.lab_search import SearchQuestion, cases
     from ivl3_jax.lab.candidates import ranked
 
     lines = []
     for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16"):
         for model in ("1b", "8b", "38b", "78b"):
-            question = SearchQuestion(model, topology, tokens=8192, tiles=12, compile=RANKED)
-            first: dict[str, Case] = {}
-            for case, _ in ranked(cases(question), most=RANKED)[0]:
-                # With the large VMEM a compile for v6e takes a quarter of an hour; without it a few minutes.
-                plan = replace(case.plan, compiler={"v6e": {"xla_tpu_scoped_vmem_limit_kib": None}})
-                first.setdefault(case.plan.name.partition(",")[0], replace(case, plan=plan))
-            for number, case in enumerate([*first.values()][:TRIED]):
-                lines.append(Line(f"{topology} {model} {number}", case))
+            question = SearchQuestion(model, topology, tokens=8192, tiles=12)
+            case, _ = ranked(cases(question), most=1)[0][0]
+            # With the large VMEM a compile for v6e takes a quarter of an hour; without it a few minutes.
+            plan = replace(case.plan, compiler={"v6e": {"xla_tpu_scoped_vmem_limit_kib": None}})
+            lines.append(Line(f"{topology} {model}: {plan.name}, {case.mesh}", replace(case, plan=plan)))
     return lines
 
 
@@ -144,7 +141,6 @@ def scaling() -> list[Line]:
 
 
 STUDIES: dict[str, Callable[[], list[Line]]] = {"vision": vision, "long": long, "best": best, "scaling": scaling}
-RANKED, TRIED = 40, 2  # plans that are ranked, and those compiled, for each size and slice of `best`
 
 
 def main() -> None:
@@ -178,8 +174,6 @@ def write(name: str, lines: Sequence[Line], store) -> None:
         compiled = store.find(each.case)
         if compiled is not None:
             found.append((each.label, predict(each.case, compiled)))
-    if name == "best":
-        found = fastest(found)
     page = DOCS / "studies.md"
     text = page.read_text(encoding="utf-8")
     place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -188,18 +182,6 @@ def write(name: str, lines: Sequence[Line], store) -> None:
     if not places:
         print(table(found))
     draw(found, DOCS / f"studies-{name}.png")
-
-
-def fastest(found: Sequence[tuple[str, "Prediction"]]) -> list[tuple[str, "Prediction"]]:
-    """Of each size and slice the plan with most tokens a second that fits."""
-    chosen: dict[str, tuple[str, Prediction]] = {}
-    for label, prediction in found:
-        kind = label.rpartition(" ")[0]
-        rate = prediction.rate if prediction.fits and prediction.rate else 0.0
-        if rate and (kind not in chosen or rate > (chosen[kind][1].rate or 0.0)):
-            case = prediction.case
-            chosen[kind] = f"{kind}: {case.plan.name}, {case.mesh}", prediction
-    return list(chosen.values())
 
 
 def table(found: Sequence[tuple[str, "Prediction"]]) -> str:

@@ -4,19 +4,20 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import ivl3_jax
+from ivl3_jax.batch import Batch
 from ivl3_jax.config import DecoderConfig, VisionConfig
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import Sample
 from ivl3_jax.data.sources import Source
+from ivl3_jax.demo.curriculum import lessons
 from ivl3_jax.demo.recipe import copied
 from ivl3_jax.demo.run import DemoConfig, corpus, fresh_model, make_room
-from ivl3_jax.demo.stages import Listed, batches
-from ivl3_jax.demo.thinking import SEED, Solved, Sum, sums
+from ivl3_jax.demo.stages import batches
+from ivl3_jax.demo.thinking import DIGITS, SEED, Claims, Solved, Sum, sums
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.scaling.best_of import BestOf, Candidate
@@ -37,9 +38,10 @@ class BestOfConfig:
         vision, decoder: of both models, as in `ivl3 demo`.
         output: the directory that receives everything; one of an earlier demo is replaced.
         seeds: of the runs.
-        steps, learning_rate: of the model that answers.
-        critic_steps, critic_rate: of the critic, which goes on from that model.
-        asked: questions about digits to learn from, whose answers the critic learns to judge; drawn: those to each.
+        reading_steps: of the lessons of `ivl3 demo`, with which the model that answers begins.
+        steps: in which it then learns to add step by step.
+        critic_steps: of each of the critic's two lessons, about one digit and about three; it goes on from that model.
+        learning_rate: of all.
         questions: about held-out digits, of the examination; samples: candidates for each.
         temperature: of all answers but the greedy one.
         rows, tokens: B and S of a batch. max_tiles: of one picture, its thumbnail not counted.
@@ -49,12 +51,10 @@ class BestOfConfig:
     decoder: DecoderConfig
     output: str = "runs/best-of-demo"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    steps: int = 4000
-    learning_rate: float = 8e-4
+    reading_steps: int = 4000
+    steps: int = 1000
     critic_steps: int = 1000
-    critic_rate: float = 4e-4
-    asked: int = 2000
-    drawn: int = 4
+    learning_rate: float = 8e-4
     questions: int = 300
     samples: int = 16
     temperature: float = 1.0
@@ -63,20 +63,22 @@ class BestOfConfig:
     max_tiles: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "critic_steps", "asked", "drawn", "questions", "samples", "rows", "tokens", "max_tiles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"BestOfConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"BestOfConfig.{each.name} is {value}; it must be at least 1")
         if not self.seeds:
             raise ValueError("BestOfConfig.seeds is empty; give at least one")
 
     @property
     def model(self) -> DemoConfig:
-        return DemoConfig(self.vision, self.decoder, max_tiles=self.max_tiles, rows=self.rows, tokens=self.tokens)
+        """As in `ivl3 demo`, with its batches."""
+        return DemoConfig(self.vision, self.decoder, max_tiles=self.max_tiles)
 
     @property
     def all_steps(self) -> int:
         """Of training, at all seeds."""
-        return len(self.seeds) * (self.steps + self.critic_steps)
+        return len(self.seeds) * (self.reading_steps + self.steps + 2 * self.critic_steps)
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ def _seed(
     fresh = fresh_model(dataclasses.replace(config.model, seed=seed), files, [*corpus(), *texts, *dialogue])
     processor = Processor.from_directory(files)
 
-    def teach(model: Model, source: Source, steps: int, rate: float) -> Model:
-        stream = batches(processor, [(source, 1.0)], steps, rows=config.rows, tokens=config.tokens, seed=seed)
+    def taught(source: Source, steps: int) -> Iterator[Batch]:
+        return batches(processor, [(source, 1.0)], steps, rows=config.rows, tokens=config.tokens, seed=seed)
+
+    def teach(model: Model, stream: Iterator[Batch], steps: int) -> Model:
         settings = TrainConfig(
             steps=steps,
-            learning_rate=rate,
+            learning_rate=config.learning_rate,
             warmup_steps=max(1, steps // 30),
             final_learning_rate=0.01,
             beta2=0.95,
@@ -143,14 +147,17 @@ def _seed(
         )
         return train(model, stream, settings, report=report)[0]
 
-    tell(f"seed {seed}: a model that adds step by step, {config.steps} steps")
-    model = teach(fresh, Solved(seed), config.steps, config.learning_rate)
+    tell(f"seed {seed}: a model that reads, {config.reading_steps:,} steps")
+    school = config.model
+    stream = lessons(processor, config.reading_steps, seed, school.rows, school.tokens)
+    reader = teach(fresh, stream, config.reading_steps)
+    tell(f"seed {seed}: and adds step by step, {config.steps:,} steps")
+    model = teach(reader, taught(Solved(seed), config.steps), config.steps)
     chat = Chat(model, processor=processor)
-    learned = _judged(config, seed, chat)
-    wrong = sum(sample.messages[-1].text == "-" for sample in learned)
-    told = f"{len(learned):,} of its answers, {wrong:,} of them wrong"
-    tell(f"seed {seed}: a critic, {config.critic_steps} steps on {told}")
-    judge = teach(copied(model), Listed("judged", learned), config.critic_steps, config.critic_rate)
+    judge = copied(model)
+    for digits, told in ((1, "one digit"), (DIGITS, f"{DIGITS} digits")):
+        tell(f"seed {seed}: a critic of claims about {told}, {config.critic_steps:,} steps")
+        judge = teach(judge, taught(Claims(Critic(chat), seed, digits), config.critic_steps), config.critic_steps)
     tell(f"seed {seed}: {config.samples} answers to each of {config.questions:,} questions about held-out digits")
     answered = _examined(config, seed, chat, Critic(Chat(judge, processor=processor)))
     if seed == config.seeds[-1]:
@@ -160,31 +167,12 @@ def _seed(
     return shares(answered)
 
 
-def _judged(config: BestOfConfig, seed: int, chat: Chat) -> list[Sample]:
-    """What the critic learns from: the model's own answers about digits to learn from, each judged by the truth."""
-    asking = _asking(config, seed, chat, config.drawn)
-    asked = [sums("train", (seed, number, 2)) for number in range(config.asked)]
-    critic = Critic(chat)
-    judged = (
-        question.judged(critic, text)
-        for question, found in zip(asked, asking.answer([each.asked() for each in asked]), strict=True)
-        for text in dict.fromkeys(each.text for each in found)
-        if text
-    )
-    # An answer that rambles may make a dialogue longer than a row; the truth's is much shorter.
-    return [sample for sample in judged if len(chat.processor.encode(sample)) <= config.tokens]
-
-
 def _examined(config: BestOfConfig, seed: int, chat: Chat, critic: Critic) -> list[tuple[list[Candidate], str]]:
     asked = examination(config.questions)
-    asking = _asking(config, seed, chat, config.samples, critic)
+    sampling = Sampling(temperature=config.temperature, seed=seed)
+    asking = BestOf(chat, critic, samples=config.samples, sampling=sampling, max_new_tokens=LONGEST)
     found = asking.answer([each.asked() for each in asked])
     return [(candidates, each.answer) for candidates, each in zip(found, asked, strict=True)]
-
-
-def _asking(config: BestOfConfig, seed: int, chat: Chat, samples: int, critic: Critic | None = None) -> BestOf:
-    sampling = Sampling(temperature=config.temperature, seed=seed)
-    return BestOf(chat, critic, samples=samples, sampling=sampling, max_new_tokens=LONGEST)
 
 
 def examination(count: int) -> list[Sum]:
