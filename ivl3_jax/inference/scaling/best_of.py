@@ -1,12 +1,15 @@
 """Best of N: several answers to a question, and which of them is taken."""
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.records import Message, Sample
 from ivl3_jax.inference.chat import Chat
+from ivl3_jax.inference.pages import digest
 from ivl3_jax.inference.request import Request, Ticket, whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 from ivl3_jax.inference.scaling.critic import Critic, Judged
@@ -91,8 +94,8 @@ class BestOf:
             requests.append(Request(prompt, self.max_new_tokens, GREEDY, stop=stop))
             if self.samples > 1:
                 # Numbered from 1: the second candidate is the same one however many there are.
-                more = Request(prompt, self.max_new_tokens, self.sampling, samples=self.samples - 1, first_sample=1)
-                requests.append(dataclasses.replace(more, stop=stop))
+                drawn, more = drawn_for(prompt, self.sampling), self.samples - 1
+                requests.append(Request(prompt, self.max_new_tokens, drawn, samples=more, first_sample=1, stop=stop))
         tickets = iter(self.chat.engine.run(requests))
         told = [self._told(next(tickets)) + (self._told(next(tickets)) if self.samples > 1 else []) for _ in asked]
         texts = [[text for text, _ in each] for each in told]
@@ -107,6 +110,14 @@ class BestOf:
     def _told(self, ticket: Ticket) -> list[tuple[str, bool]]:
         decode = self.chat.processor.tokenizer.decode
         return [(decode(each.tokens).strip(), each.cut) for each in answers_of(ticket)]
+
+
+def drawn_for(prompt: Encoded, sampling: Sampling) -> Sampling:
+    """With a seed of the prompt's own: with one for all, a sample's luck would be the same in every question."""
+    seen = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=8)
+    for tile in prompt.tiles:
+        seen.update(digest(tile))
+    return dataclasses.replace(sampling, seed=sampling.seed ^ int.from_bytes(seen.digest()) >> 1)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Message,
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.request import Request, known
 from ivl3_jax.inference.sampling import Sampling
-from ivl3_jax.inference.scaling.best_of import Answer, answers_of
+from ivl3_jax.inference.scaling.best_of import Answer, answers_of, drawn_for
 from ivl3_jax.inference.scaling.final_answer import final_answer, same_answer
 
 SAMPLING = Sampling(temperature=0.7, top_k=50)
@@ -30,8 +30,9 @@ def rollouts(
     """
     stop = frozenset(chat.processor.tokenizer.eos_ids)
     prompts = [chat.processor.encode_prompt(sample) for sample in asked]
-    drawn = [Request(prompt, max_new_tokens, sampling, samples=samples, stop=stop) for prompt in prompts]
-    return [answers_of(ticket) for ticket in chat.engine.run(drawn)]
+    drawn = [(prompt, drawn_for(prompt, sampling)) for prompt in prompts]
+    requests = [Request(prompt, max_new_tokens, each, samples=samples, stop=stop) for prompt, each in drawn]
+    return [answers_of(ticket) for ticket in chat.engine.run(requests)]
 
 
 def without_looking(
@@ -51,7 +52,8 @@ def without_looking(
             half = answer.tokens[: -(-len(answer.tokens) // 2)]
             left = max(1, max_new_tokens - len(half))
             halves.append(half)
-            requests.append(Request(_continued(blind, half), left, sampling, first_sample=number, stop=stop))
+            prompt = _continued(blind, half)
+            requests.append(Request(prompt, left, drawn_for(prompt, sampling), first_sample=number, stop=stop))
     ends = [answers_of(ticket)[0] for ticket in chat.engine.run(requests)]
     whole = iter([Answer(half and half + end.tokens, end.cut) for half, end in zip(halves, ends, strict=True)])
     return [[next(whole) for _ in told] for told in answers]

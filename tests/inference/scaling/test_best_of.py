@@ -1,5 +1,7 @@
 """Candidates of a question, and which is taken."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.request import Limits
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.scaling import curve
-from ivl3_jax.inference.scaling.best_of import BestOf, Candidate, best, majority
+from ivl3_jax.inference.scaling.best_of import BestOf, Candidate, best, drawn_for, majority
 from ivl3_jax.inference.scaling.critic import Critic, Judged
 from tests.models.small import checkpoint
 
@@ -49,6 +51,18 @@ def test_several_questions_at_once_are_as_one_by_one(chat, asked):
         assert [each.text for each in alone] == [each.text for each in found]
         scores = [judged.score for judged in critic.judge(sample, [each.text for each in found])]
         np.testing.assert_allclose([each.judged.score for each in found], scores, atol=1e-5)
+
+
+def test_questions_have_draws_of_their_own(chat, asked):
+    """Else a sample's luck would be the same in every question, and no number of them would even it out."""
+    other = Image.fromarray(255 - np.asarray(asked[0].images[0]))
+    again, repainted = asked[0], dataclasses.replace(asked[0], images=(other,))
+    found = [
+        drawn_for(chat.processor.encode_prompt(sample), dataclasses.replace(DRAWN, seed=seed))
+        for sample in (*asked, repainted, again)
+        for seed in (3, 4)
+    ]
+    assert len({each.seed for each in found[:-2]}) == 8 and found[-2:] == found[:2]
 
 
 def test_the_prompt_is_put_around_the_question_and_the_critic_sees_it_bare(chat, asked, monkeypatch):

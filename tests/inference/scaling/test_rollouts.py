@@ -9,7 +9,7 @@ from ivl3_jax.data.records import Message, Sample, Video
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.request import Limits, Request, known
 from ivl3_jax.inference.sampling import GREEDY, Sampling
-from ivl3_jax.inference.scaling.best_of import Answer
+from ivl3_jax.inference.scaling.best_of import Answer, drawn_for
 from ivl3_jax.inference.scaling.rollouts import correctness_pairs, dropout_pairs, rollouts, unseen, without_looking
 from tests.models.small import checkpoint
 
@@ -36,7 +36,7 @@ def test_answers_are_those_of_the_engine(chat, asked):
     for sample, told in zip(asked, found, strict=True):
         prompt = chat.processor.encode_prompt(sample)
         for number, answer in enumerate(told):
-            request = Request(prompt, 9, DRAWN, first_sample=number, stop=stop)
+            request = Request(prompt, 9, drawn_for(prompt, DRAWN), first_sample=number, stop=stop)
             said = chat.engine.run([request])[0].all_said()
             assert [each.token for each in said if each.token is not None] == answer.tokens
 
