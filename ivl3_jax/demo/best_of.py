@@ -44,7 +44,8 @@ class BestOfConfig:
         learning_rate: of all.
         questions: about held-out digits, of the examination; samples: candidates for each.
         temperature: of all answers but the greedy one.
-        rows, tokens: B and S of a batch. max_tiles: of one picture, its thumbnail not counted.
+        rows, tokens: B and S of a batch, those of reading left out.
+        max_tiles: of one picture, its thumbnail not counted.
     """
 
     vision: VisionConfig

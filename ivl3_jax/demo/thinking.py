@@ -74,6 +74,9 @@ class Claims:
     Half of the answers are `+` or `-`. A sign has to do neither with what is claimed nor with what is there, only with
     whether both are the same, and from signs alone a model of this size does not learn to look. So the other answers
     say what is claimed, or what is there. A critic is asked for signs only.
+
+    Attributes:
+        critic: whose form the dialogue has. digits: of a picture, 1 to 3.
     """
 
     critic: Critic
@@ -95,5 +98,6 @@ class Claims:
         steps = [*question.steps[:place], question.steps[place].removesuffix(str(true)) + str(claimed)]
         processor = self.critic.chat.processor
         dialogue = self.critic.dialogue(processor.opened(question.asked(), processor.max_tiles), BREAK.join(steps))
-        told = (GOOD if right else BAD, GOOD if right else BAD, str(claimed), str(true))[rng.integers(4)]
+        sign = GOOD if right else BAD
+        told = (sign, sign, str(claimed), str(true))[rng.integers(4)]
         return replace(dialogue, messages=(*dialogue.messages[:-1], Message("assistant", told)))
