@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 from ivl3_jax.cli import UsageError
@@ -35,6 +36,7 @@ def serve(
     mesh: dict[str, int] = {},  # noqa: B006
     rows: int = 32,
     positions: int | None = None,
+    warm_up: int = 0,
     int8: list[str] = [],  # noqa: B006
     max_tokens: int = 4096,
     max_images: int = 32,
@@ -60,6 +62,7 @@ def serve(
         mesh: sizes of its axes.
         rows: answers that are generated at once.
         positions: of the cache, of all rows together; by default it grows.
+        warm_up: positions of the longest request, its answer included, that is compiled for before it serves.
         int8: what is kept in eight bits, of weights and cache.
         max_tokens: of an answer at most.
         max_images: pictures of a request at most.
@@ -86,6 +89,8 @@ def serve(
     for option, value in positive.items():
         if not value > 0:
             raise UsageError(f"option --{option} is {value}; it must be above 0")
+    if warm_up and positions is None:
+        raise UsageError("option --warm-up needs --positions: a cache that grows compiles anew")
     for folder in files:
         if not folder.is_dir():
             raise UsageError(f"option --files has {str(folder)!r}, which is no folder")
@@ -108,6 +113,13 @@ def serve(
     model = load(directory, dtype, ShardingPlan.read(plan, mesh))
     chat = Chat(model, system=system, limits=limits, int8=int8)
     del model
+    if warm_up:
+        from ivl3_jax.inference.warm_up import warm_up as warmed
+
+        before = time.perf_counter()
+        print(f"compiling for requests of up to {warm_up:,} positions", flush=True)
+        warmed(chat.engine, warm_up)
+        print(f"compiled in {time.perf_counter() - before:.0f} s", flush=True)
     app = application(
         chat,
         Settings(

@@ -16,6 +16,7 @@ from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.kernels.family import preferring
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
+from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
 from tests.models.small import CONFIG, changed, model, random_batch
 
 NEW = 10
@@ -329,12 +330,30 @@ def test_every_family_of_kernels_gives_the_same_answers(family):
         assert Engine(wide, SMALL).generate(PROMPTS[:2], 4, ()) == expected
 
 
+PLANS = {
+    "single": {},
+    "fsdp": {"fsdp": 8},
+    "fsdp_tensor": {"fsdp": 2, "tensor": 4},
+    "fsdp_wide": {"data": 2, "fsdp": 4},
+    "sequence": {"fsdp": 2, "tensor": 4},
+    "context": {"fsdp": 2, "context": 4},
+    "hybrid": {"data": 2, "fsdp": 4},
+    "pipeline": {"stage": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def test_every_shipped_plan_is_here():
+    shipped = {file.stem for file in PLAN_DIRECTORY.glob("*.yaml")}
+    assert PLANS.keys() | {f"{name}_coupled" for name in PLANS} == shipped | {"single_coupled"}
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        ("fsdp_tensor", {"fsdp": 2, "tensor": 4}),
-        pytest.param("context", {"fsdp": 2, "context": 4}, marks=pytest.mark.long),
-        pytest.param("pipeline", {"stage": 2, "fsdp": 2}, marks=pytest.mark.long),
+        pytest.param(f"{name}{vision}", sizes, marks=() if f"{name}{vision}" == "fsdp_tensor" else pytest.mark.long)
+        for name, sizes in PLANS.items()
+        for vision in ("", "_coupled")
+        if f"{name}{vision}" != "single_coupled"
     ],
 )
 def test_every_plan_gives_the_same_answers(name, sizes, answers):
