@@ -35,8 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--digits", type=int, default=1, help="of a picture, as the demo was run with")
     options = parser.parse_args()
-    model, asked = ivl3_jax.load(options.checkpoint, "float32"), examination(options.questions)
+    model = ivl3_jax.load(options.checkpoint, "float32")
+    asked = examination(options.questions, options.digits)
     print(f"{model.parameter_count:,} parameters, {len(asked):,} questions, jax {jax.__version__}\n")
     print(
         "| in eight bits | right, greedy | right, drawn | other greedy answers | nats a token | more than float32's |"

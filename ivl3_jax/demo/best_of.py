@@ -1,4 +1,4 @@
-"""Best of N on handwriting, a model that adds step by step and a critic of its steps: `ivl3 demo --best-of`."""
+"""Best of N on handwriting, a model that answers step by step and a critic of its steps: `ivl3 demo --best-of`."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from ivl3_jax.demo.curriculum import lessons
 from ivl3_jax.demo.recipe import copied
 from ivl3_jax.demo.run import DemoConfig, corpus, fresh_model, make_room
 from ivl3_jax.demo.stages import batches
-from ivl3_jax.demo.thinking import DIGITS, SEED, Claims, Solved, Sum, sums
+from ivl3_jax.demo.thinking import MOST_DIGITS, SEED, Claims, Solved, Sum, sums
 from ivl3_jax.inference.chat import Chat
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.scaling.best_of import BestOf, Candidate
@@ -38,9 +38,11 @@ class BestOfConfig:
         vision, decoder: of both models, as in `ivl3 demo`.
         output: the directory that receives everything; one of an earlier demo is replaced.
         seeds: of the runs.
+        digits: of a picture, 1 to 3; what they add up to is asked.
         reading_steps: of the lessons of `ivl3 demo`, with which the model that answers begins.
-        steps: in which it then learns to add step by step.
-        critic_steps: of each of the critic's two lessons, about one digit and about three; it goes on from that model.
+        steps: in which it then learns to answer step by step.
+        critic_steps: in which the critic, which goes on from that model, learns to judge steps about one digit; as many
+            again where pictures have more.
         learning_rate: of all.
         questions: about held-out digits, of the examination; samples: candidates for each.
         temperature: of all answers but the greedy one.
@@ -52,15 +54,16 @@ class BestOfConfig:
     decoder: DecoderConfig
     output: str = "runs/best-of-demo"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    reading_steps: int = 4000
-    steps: int = 1000
+    digits: int = 1
+    reading_steps: int = 1500
+    steps: int = 300
     critic_steps: int = 1000
     learning_rate: float = 8e-4
-    questions: int = 300
+    questions: int = 600
     samples: int = 16
     temperature: float = 1.0
     rows: int = 6
-    tokens: int = 192
+    tokens: int = 256
     max_tiles: int = 4
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class BestOfConfig:
             value = getattr(self, each.name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"BestOfConfig.{each.name} is {value}; it must be at least 1")
+        if self.digits > MOST_DIGITS:
+            raise ValueError(f"BestOfConfig.digits is {self.digits}; it must be 1 to {MOST_DIGITS}")
         if not self.seeds:
             raise ValueError("BestOfConfig.seeds is empty; give at least one")
 
@@ -77,9 +82,15 @@ class BestOfConfig:
         return DemoConfig(self.vision, self.decoder, max_tiles=self.max_tiles)
 
     @property
+    def critic_lessons(self) -> list[int]:
+        """The digits of the pictures of each."""
+        return sorted({1, self.digits})
+
+    @property
     def all_steps(self) -> int:
         """Of training, at all seeds."""
-        return len(self.seeds) * (self.reading_steps + self.steps + 2 * self.critic_steps)
+        critic = len(self.critic_lessons) * self.critic_steps
+        return len(self.seeds) * (self.reading_steps + self.steps + critic)
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,8 @@ def run_best_of_demo(
     }
     (output / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_table(found, output / "best-of.csv")
-    title = f"Adding handwritten digits step by step: {config.questions:,} questions, {len(config.seeds)} seeds"
+    task = "Reading a handwritten digit" if config.digits == 1 else f"Adding {config.digits} handwritten digits"
+    title = f"{task}, step by step: {config.questions:,} questions, {len(config.seeds)} seeds"
     draw(found, output / "best-of.png", title)
     return Found(found, seconds)
 
@@ -129,7 +141,7 @@ def _seed(
     tell: Callable[[str], None],
     report: Callable[[Progress], None],
 ) -> list[Share]:
-    texts = [message.text for index in range(400) for message in Solved(0)[index].messages]
+    texts = [message.text for index in range(400) for message in Solved(0, config.digits)[index].messages]
     dialogue = ["### Question:\n", "### Solution Process:\n", "Final answer: "] * 20
     fresh = fresh_model(dataclasses.replace(config.model, seed=seed), files, [*corpus(), *texts, *dialogue])
     processor = Processor.from_directory(files)
@@ -152,11 +164,12 @@ def _seed(
     school = config.model
     stream = lessons(processor, config.reading_steps, seed, school.rows, school.tokens)
     reader = teach(fresh, stream, config.reading_steps)
-    tell(f"seed {seed}: and adds step by step, {config.steps:,} steps")
-    model = teach(reader, taught(Solved(seed), config.steps), config.steps)
+    tell(f"seed {seed}: and answers step by step, {config.steps:,} steps")
+    model = teach(reader, taught(Solved(seed, config.digits), config.steps), config.steps)
     chat = Chat(model, processor=processor)
     judge = copied(model)
-    for digits, told in ((1, "one digit"), (DIGITS, f"{DIGITS} digits")):
+    for digits in config.critic_lessons:
+        told = "one digit" if digits == 1 else f"{digits} digits"
         tell(f"seed {seed}: a critic of claims about {told}, {config.critic_steps:,} steps")
         judge = teach(judge, taught(Claims(Critic(chat), seed, digits), config.critic_steps), config.critic_steps)
     tell(f"seed {seed}: {config.samples} answers to each of {config.questions:,} questions about held-out digits")
@@ -169,23 +182,24 @@ def _seed(
 
 
 def _examined(config: BestOfConfig, seed: int, chat: Chat, critic: Critic) -> list[tuple[list[Candidate], str]]:
-    asked = examination(config.questions)
+    asked = examination(config.questions, config.digits)
     sampling = Sampling(temperature=config.temperature, seed=seed)
     asking = BestOf(chat, critic, samples=config.samples, sampling=sampling, max_new_tokens=LONGEST)
     found = asking.answer([each.asked() for each in asked])
     return [(candidates, each.answer) for candidates, each in zip(found, asked, strict=True)]
 
 
-def examination(count: int) -> list[Sum]:
+def examination(questions: int, digits: int) -> list[Sum]:
     """The questions about held-out digits, the same for every run."""
-    return [sums("held_out", (SEED, number)) for number in range(count)]
+    return [sums("held_out", (SEED, number), digits) for number in range(questions)]
 
 
 def _write_questions(config: BestOfConfig, output: Path) -> None:
     """The examination as `ivl3 best-of` takes it."""
+    asked = examination(config.questions, config.digits)
     (output / "pictures").mkdir()
     with (output / "questions.jsonl").open("w", encoding="utf-8") as lines:
-        for number, each in enumerate(examination(config.questions)):
+        for number, each in enumerate(asked):
             each.picture.image.save(output / f"pictures/{number}.png")
             record = {"image": f"pictures/{number}.png", "question": each.text, "answer": each.answer}
             lines.write(json.dumps(record) + "\n")

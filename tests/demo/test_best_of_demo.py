@@ -22,43 +22,51 @@ from tests.models.small import checkpoint
 
 def test_solutions_are_true_and_of_digits_to_learn_from():
     for index in range(50):
-        question = sums("train", (0, index))
+        question = sums("train", (0, index), 1 + index % 3)
         solution = question.solved().messages[-1].text
         assert same_answer(final_answer(solution), question.answer)
-        assert question.answer == str(sum(question.picture.digits)) and len(question.steps) == 5
+        assert question.answer == str(sum(question.picture.digits))
+        assert len(question.steps) == (2, 4, 5)[index % 3]
         assert max(question.picture.index) < digits.FIRST_HELD_OUT
-    assert Solved(0)[3].messages == Solved(0)[3].messages != Solved(1)[3].messages
+    assert Solved(0, 1)[3].messages == Solved(0, 1)[3].messages != Solved(1, 1)[3].messages
 
 
 def test_the_examination_is_held_out_and_always_the_same():
-    asked = examination(40)
+    asked = examination(40, 2)
     assert min(scan for each in asked for scan in each.picture.index) >= digits.FIRST_HELD_OUT
-    assert [each.answer for each in examination(20)] == [each.answer for each in asked[:20]]
+    assert [each.answer for each in examination(20, 2)] == [each.answer for each in asked[:20]]
 
 
 @pytest.mark.parametrize("digits", [1, 3])
 def test_claims_are_told_as_they_are(digits):
-    """Behind right steps, one that is right or wrong; and the sign, what is claimed, or what is there."""
-    source, told = Claims(Critic(Chat(ivl3_jax.load(checkpoint()))), seed=4, digits=digits), Counter()
-    for index in range(200):
+    """Every step until it is right; and to all of them the sign, what is claimed, or what is there."""
+    critic = Critic(Chat(ivl3_jax.load(checkpoint())))
+    source, told = Claims(critic, seed=4, digits=digits), Counter()
+    for index in range(100):
         question, dialogue = sums("train", (4, index, 2), digits), source[index].messages
         assert dialogue[0].text.startswith(f"### Question:\n<image>\n{question.text}\n\n### Solution Process:\n")
-        steps = [message.text for message in dialogue[::2]]
-        steps[0] = steps[0].rpartition("\n")[2]
-        place = len(steps) - 1
-        assert steps[:-1] == question.steps[:place] and {m.text for m in dialogue[1:-2:2]} <= {"+"}
-        claimed, true = (re.split("[:=] ?", step)[-1] for step in (steps[-1], question.steps[place]))
-        right = {"+": steps[-1] == question.steps[place], "-": steps[-1] != question.steps[place]}
-        assert right.get(dialogue[-1].text, dialogue[-1].text in (claimed, true))
-        told[dialogue[-1].text if dialogue[-1].text in right else "a number", place] += 1
-    assert {place for _, place in told} == set(range(digits + 2))
-    assert {told for told, _ in told} == {"+", "-", "a number"}
+        assert len(dialogue) <= 2 * critic.most_steps
+        place, kinds = 0, {"sign", "claimed", "true"}
+        for asked, answer in zip(dialogue[::2], dialogue[1::2], strict=True):
+            step, wanted = asked.text.rpartition("\n")[2], question.steps[place]
+            claimed, true = (re.split("[:=] ?", each)[-1] for each in (step, wanted))
+            assert step.removesuffix(claimed) == wanted.removesuffix(true)
+            sign = "+" if step == wanted else "-"
+            kinds &= {
+                kind for kind, said in (("sign", sign), ("claimed", claimed), ("true", true)) if said == answer.text
+            }
+            told[sign, place] += 1
+            place += step == wanted
+        assert kinds
+    assert set(told) == {(sign, place) for sign in "+-" for place in range((2, 4, 5)[digits - 1])}
     assert source[7].messages == source[7].messages
 
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="BestOfConfig.seeds is empty"):
         BestOfConfig(None, None, seeds=[])
+    with pytest.raises(ValueError, match="BestOfConfig.digits is 4; it must be 1 to 3"):
+        BestOfConfig(None, None, digits=4)
     with pytest.raises(ValueError, match="BestOfConfig.samples is 0; it must be at least 1"):
         BestOfConfig(None, None, samples=0)
 
