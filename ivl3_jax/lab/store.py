@@ -18,6 +18,13 @@ from ivl3_jax.lab.compile import Compiled, Memory, Shortage
 _ROOMS = ("sharding", "kernels", "layers", "models", "training")
 _FILES = ("batch.py", "chips.py", "config.py", "lab/compile.py", "lab/topology.py")
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # variables from which the compiler takes options
+# Likewise, and JAX's own.
+_EFFORTS = (
+    "JAX_EXEC_TIME_OPTIMIZATION_EFFORT",
+    "JAX_MEMORY_FITTING_EFFORT",
+    "JAX_MEMORY_FITTING_LEVEL",
+    "JAX_OPTIMIZATION_LEVEL",
+)
 
 
 class Store:
@@ -57,7 +64,9 @@ class Store:
         told.pop("documents")  # only the walk of the schedule asks for them
         told["plan"].pop("name")
         told.pop("model")
-        made_by = _versions(), {name: os.environ.get(name, "") for name in _FLAGS}, _source()
+        options = {name: os.environ.get(name, "") for name in _FLAGS}
+        options |= {name: os.environ[name] for name in _EFFORTS if name in os.environ}
+        made_by = _versions(), options, _source()
         key = hashlib.sha256(json.dumps([told, made_by], sort_keys=True).encode()).hexdigest()[:20]
         return self.directory / f"{key}.json", self.directory / f"{key}.hlo.gz"
 
