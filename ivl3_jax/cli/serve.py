@@ -91,6 +91,8 @@ def serve(
             raise UsageError(f"option --{option} is {value}; it must be above 0")
     if warm_up and positions is None:
         raise UsageError("option --warm-up needs --positions: a cache that grows compiles anew")
+    if positions is not None and not 0 <= warm_up <= positions:
+        raise UsageError(f"option --warm-up is {warm_up}; it must be 0 to {positions}, the positions of the cache")
     for folder in files:
         if not folder.is_dir():
             raise UsageError(f"option --files has {str(folder)!r}, which is no folder")
@@ -114,11 +116,11 @@ def serve(
     chat = Chat(model, system=system, limits=limits, int8=int8)
     del model
     if warm_up:
-        from ivl3_jax.inference.warm_up import warm_up as warmed
+        from ivl3_jax.inference import warm_up as warming
 
         before = time.perf_counter()
         print(f"compiling for requests of up to {warm_up:,} positions", flush=True)
-        warmed(chat.engine, warm_up)
+        warming.warm_up(chat.engine, warm_up)
         print(f"compiled in {time.perf_counter() - before:.0f} s", flush=True)
     app = application(
         chat,

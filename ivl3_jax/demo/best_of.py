@@ -63,7 +63,7 @@ class BestOfConfig:
     samples: int = 16
     temperature: float = 1.0
     rows: int = 6
-    tokens: int = 256
+    tokens: int = 320
     max_tiles: int = 4
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class BestOfConfig:
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"BestOfConfig.{each.name} is {value}; it must be at least 1")
         if self.digits > MOST_DIGITS:
-            raise ValueError(f"BestOfConfig.digits is {self.digits}; it must be 1 to {MOST_DIGITS}")
+            raise ValueError(f"BestOfConfig.digits is {self.digits}; it must be at most {MOST_DIGITS}")
         if not self.seeds:
             raise ValueError("BestOfConfig.seeds is empty; give at least one")
 

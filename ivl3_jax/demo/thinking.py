@@ -11,8 +11,8 @@ from ivl3_jax.demo.digits import Picture, Split
 from ivl3_jax.demo.tasks import draw_pictures
 from ivl3_jax.inference.scaling.critic import BAD, BREAK, GOOD, Critic
 
-MOST_DIGITS = 3
 PLACES = ("first", "second", "third")
+MOST_DIGITS = len(PLACES)
 ASKED = (
     "Add the digits step by step.",
     "Step by step, what is the sum?",
@@ -90,7 +90,8 @@ class Claims:
     Before each right step stand wrong ones, one on average, so that a picture is looked at many times. In half of the
     dialogues the answers are `+` or `-`. A sign has to do neither with what is claimed nor with what is there, only
     with whether both are the same, and from signs alone a model of this size does not learn to look. So in the others
-    every answer says what is claimed, or what is there. A critic is asked for signs only.
+    every answer says what is claimed, or what is there. A critic is asked for signs only. A dialogue ends with as many
+    steps as the critic keeps apart, perhaps with a wrong one.
 
     Attributes:
         critic: whose form the dialogue has. digits: of a picture, 1 to 3.

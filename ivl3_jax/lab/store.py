@@ -18,7 +18,7 @@ from ivl3_jax.lab.compile import Compiled, Memory, Shortage
 _ROOMS = ("sharding", "kernels", "layers", "models", "training")
 _FILES = ("batch.py", "chips.py", "config.py", "lab/compile.py", "lab/topology.py")
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # variables from which the compiler takes options
-# Likewise, and JAX's own.
+# JAX's own; of these only what is set, so that what was kept before they counted is still found.
 _EFFORTS = (
     "JAX_EXEC_TIME_OPTIMIZATION_EFFORT",
     "JAX_MEMORY_FITTING_EFFORT",

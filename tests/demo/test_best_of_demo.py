@@ -65,7 +65,7 @@ def test_claims_are_told_as_they_are(digits):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="BestOfConfig.seeds is empty"):
         BestOfConfig(None, None, seeds=[])
-    with pytest.raises(ValueError, match="BestOfConfig.digits is 4; it must be 1 to 3"):
+    with pytest.raises(ValueError, match="BestOfConfig.digits is 4; it must be at most 3"):
         BestOfConfig(None, None, digits=4)
     with pytest.raises(ValueError, match="BestOfConfig.samples is 0; it must be at least 1"):
         BestOfConfig(None, None, samples=0)

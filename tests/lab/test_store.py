@@ -39,7 +39,7 @@ def test_another_case_is_not_taken_for_it(case, tmp_path, monkeypatch):
     assert store.find(case) is None
 
 
-@pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT"])
+@pytest.mark.parametrize("name", [*stores._FLAGS, *stores._EFFORTS])
 def test_options_from_the_environment_make_another_step(case, tmp_path, monkeypatch, name):
     store = Store(tmp_path)
     store.keep(case, COMPILED)
