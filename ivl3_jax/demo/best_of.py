@@ -28,6 +28,7 @@ from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.loop import Progress, train
 
 LONGEST = 96  # tokens of a solution
+OTHER_LESSONS = 1000  # added to the seed of those that the critic has had already
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class BestOfConfig:
         digits: of a picture, 1 to 3; what they add up to is asked.
         reading_steps: of the lessons of `ivl3 demo`, with which the model that answers begins.
         steps: in which it then learns to answer step by step.
-        critic_steps: in which the critic, which goes on from that model, learns to judge steps about one digit; as many
-            again where pictures have more.
+        critic_reading_steps: of the same lessons, with which the critic goes on from that model: a critic that reads no
+            better than what it judges is of no use. 0 leaves them out.
+        critic_steps: in which it then learns to judge steps about one digit; as many again where pictures have more.
         learning_rate: of all.
         questions: about held-out digits, of the examination; samples: candidates for each.
         temperature: of all answers but the greedy one.
@@ -57,6 +59,7 @@ class BestOfConfig:
     digits: int = 1
     reading_steps: int = 1500
     steps: int = 300
+    critic_reading_steps: int = 3000
     critic_steps: int = 1000
     learning_rate: float = 8e-4
     questions: int = 600
@@ -69,8 +72,9 @@ class BestOfConfig:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"BestOfConfig.{each.name} is {value}; it must be at least 1")
+            least = 0 if each.name == "critic_reading_steps" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"BestOfConfig.{each.name} is {value}; it must be at least {least}")
         if self.digits > MOST_DIGITS:
             raise ValueError(f"BestOfConfig.digits is {self.digits}; it must be at most {MOST_DIGITS}")
         if not self.seeds:
@@ -89,7 +93,7 @@ class BestOfConfig:
     @property
     def all_steps(self) -> int:
         """Of training, at all seeds."""
-        critic = len(self.critic_lessons) * self.critic_steps
+        critic = self.critic_reading_steps + len(self.critic_lessons) * self.critic_steps
         return len(self.seeds) * (self.reading_steps + self.steps + critic)
 
 
@@ -149,6 +153,9 @@ def _seed(
     def taught(source: Source, steps: int) -> Iterator[Batch]:
         return batches(processor, [(source, 1.0)], steps, rows=config.rows, tokens=config.tokens, seed=seed)
 
+    def reading(steps: int, seed: int) -> Iterator[Batch]:
+        return lessons(processor, steps, seed, config.model.rows, config.model.tokens)
+
     def teach(model: Model, stream: Iterator[Batch], steps: int) -> Model:
         settings = TrainConfig(
             steps=steps,
@@ -161,13 +168,14 @@ def _seed(
         return train(model, stream, settings, report=report)[0]
 
     tell(f"seed {seed}: a model that reads, {config.reading_steps:,} steps")
-    school = config.model
-    stream = lessons(processor, config.reading_steps, seed, school.rows, school.tokens)
-    reader = teach(fresh, stream, config.reading_steps)
+    reader = teach(fresh, reading(config.reading_steps, seed), config.reading_steps)
     tell(f"seed {seed}: and answers step by step, {config.steps:,} steps")
     model = teach(reader, taught(Solved(seed, config.digits), config.steps), config.steps)
     chat = Chat(model, processor=processor)
     judge = copied(model)
+    if more := config.critic_reading_steps:
+        tell(f"seed {seed}: a critic that reads better, {more:,} steps")
+        judge = teach(judge, reading(more, seed + OTHER_LESSONS), more)
     for digits in config.critic_lessons:
         told = "one digit" if digits == 1 else f"{digits} digits"
         tell(f"seed {seed}: a critic of claims about {told}, {config.critic_steps:,} steps")

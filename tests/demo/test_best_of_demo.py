@@ -67,6 +67,8 @@ def test_settings_are_checked():
         BestOfConfig(None, None, seeds=[])
     with pytest.raises(ValueError, match="BestOfConfig.digits is 4; it must be at most 3"):
         BestOfConfig(None, None, digits=4)
+    with pytest.raises(ValueError, match="BestOfConfig.critic_reading_steps is -1; it must be at least 0"):
+        BestOfConfig(None, None, critic_reading_steps=-1)
     with pytest.raises(ValueError, match="BestOfConfig.samples is 0; it must be at least 1"):
         BestOfConfig(None, None, samples=0)
 
@@ -76,7 +78,9 @@ def test_the_whole_demo_in_small(tmp_path, capsys, monkeypatch):
     """And `ivl3 best-of` finds what it says, from the checkpoints and questions that it leaves."""
     monkeypatch.setattr(demo, "keep_freed_memory", lambda: None)  # a setting of the whole process
     output = tmp_path / "run"
-    small = "--reading-steps 4 --steps 4 --critic-steps 2 --questions 5 --samples 4 --seeds [0,1]"
+    small = (
+        "--reading-steps 4 --steps 4 --critic-reading-steps 3 --critic-steps 2 --questions 5 --samples 4 --seeds [0,1]"
+    )
     shape = "--vision.layers 1 --decoder.layers 1"
     assert main.main(["demo", "--best-of", "--output", str(output), *small.split(), *shape.split()]) == 0
     facts = json.loads((output / "demo.json").read_text())
