@@ -36,7 +36,7 @@ def shipped(coupled: bool) -> list[str]:
 
 
 def plans(names: Iterable[str], topology: Topology) -> Iterator[ShardingPlan]:
-    """The named plans on every mesh of the topology's chips, with every remat policy in `REMATS`.
+    """The named plans on every mesh of the topology's chips, with every remat policy in `REMATS` and with their own.
 
     Of plans that are one on their mesh, since they differ in axes of size 1 alone, the first.
     """
@@ -47,6 +47,9 @@ def plans(names: Iterable[str], topology: Topology) -> Iterator[ShardingPlan]:
             if (content := _content(sized)) in seen:
                 continue
             seen.add(content)
+            own = sized.remat_of("decoder")
+            if own not in REMATS.values():
+                yield dataclasses.replace(sized, name=f"{name}, its own remat")
             for told, remat in REMATS.items():
                 policies = {**sized.remat, "decoder": remat}
                 yield dataclasses.replace(sized, name=f"{name}, {told}", remat=policies)
@@ -103,16 +106,23 @@ def _meshes(base: ShardingPlan, topology: Topology) -> Iterator[ShardingPlan]:
 
 
 def _forms(plan: ShardingPlan) -> Iterator[ShardingPlan]:
-    """A plan's forms of context parallelism and of the pipeline."""
+    """A plan's forms of context parallelism and of the pipeline, its own first where it is another."""
     if plan.mesh.get("context", 1) > 1:
-        for attention, order in (("gather", "zigzag"), ("ring", "zigzag"), ("all_to_all", "plain")):
-            context = dataclasses.replace(plan.context, attention=attention, order=order)
+        forms = [
+            dataclasses.replace(plan.context, attention=attention, order=order)
+            for attention, order in (("gather", "zigzag"), ("ring", "zigzag"), ("all_to_all", "plain"))
+        ]
+        for context in forms if plan.context in forms else [plan.context, *forms]:
             yield dataclasses.replace(plan, context=context)
     elif (stages := plan.mesh.get("stage", 1)) > 1:
-        for repeats in REPEATS:
-            for times in MICROBATCHES:
-                pipeline = dataclasses.replace(plan.pipeline, microbatches=times * stages, repeats=repeats)
-                yield dataclasses.replace(plan, pipeline=pipeline)
+        pipelines = [
+            dataclasses.replace(plan.pipeline, microbatches=times * stages, repeats=repeats)
+            for repeats in REPEATS
+            for times in MICROBATCHES
+        ]
+        own = plan.pipeline.microbatches is not None and plan.pipeline not in pipelines
+        for pipeline in [plan.pipeline, *pipelines] if own else pipelines:
+            yield dataclasses.replace(plan, pipeline=pipeline)
     else:
         yield plan
 

@@ -120,3 +120,15 @@ def test_several_slices_have_plans_of_every_kind(libtpu):
     found = cases(SearchQuestion("1b", "v5e:4x4", slices=2, tokens=2048))
     chosen, _ = ranked(found, most=len(found))
     assert {case.plan.name.partition(",")[0] for case, _ in chosen} >= {"fsdp", "fsdp_tensor", "pipeline"}
+
+
+def test_what_a_file_says_is_looked_at_too(tmp_path):
+    topology, remat = Topology.read("v5p:4x4x4"), "{vision: full, decoder: {save: [attention, q], offload: [input]}}"
+    context, pipeline = tmp_path / "rows.yaml", tmp_path / "stages.yaml"
+    context.write_text(f"extends: context\ncontext: {{attention: gather, order: plain}}\nremat: {remat}\n")
+    pipeline.write_text("extends: pipeline\npipeline: {microbatches: 24}\n")
+    found = [each for each in plans([str(context)], topology) if each.name.endswith("its own remat")]
+    assert all(each.remat_of("decoder").offload == ("input",) for each in found)
+    forms = {(each.context.attention, each.context.order) for each in found}
+    assert forms == {("gather", "plain"), ("gather", "zigzag"), ("ring", "zigzag"), ("all_to_all", "plain")}
+    assert any(each.pipeline.microbatches == 24 for each in plans([str(pipeline)], topology))
