@@ -91,7 +91,11 @@ def fitted(plan: ShardingPlan, topology: Topology, mesh: Mapping[str, int]) -> S
         others = plan.with_mesh({**given, "fsdp": 1}, "--mesh").devices
         if topology.chips % others:
             told = " x ".join(f"{axis} {size}" for axis, size in given.items())
-            raise ValueError(f"mesh {told} does not divide the {topology.chips} chips of {topology.name}")
+            sizes = ", ".join(str(size) for size in range(1, topology.chips + 1) if topology.chips % size == 0)
+            raise ValueError(
+                f"mesh {told} does not divide the {topology.chips} chips of {topology.name}; the product of its axes "
+                f"but `fsdp` can be {sizes}"
+            )
         given["fsdp"] = topology.chips // others
     return plan.with_mesh(given, "--mesh")
 

@@ -21,10 +21,9 @@ def arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarra
     if slices == 1:
         return _within(mesh_utils.create_device_mesh, shape, devices=devices)
     if shape[0] % slices:
-        multiples = ", ".join(str(slices * n) for n in (1, 2, 4))
         raise ValueError(
             f"mesh.data is {shape[0]} and the devices are {slices} slices, which only `data` may cross; it must be a "
-            f"multiple of {slices}, such as {multiples}, with {math.prod(shape) // shape[0]} devices for each"
+            f"multiple of {slices}, such as {slices} with {math.prod(shape) // slices} devices in the other axes"
         )
     within = (shape[0] // slices, *shape[1:])
     across = (slices, *(1 for _ in shape[1:]))
