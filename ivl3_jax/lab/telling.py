@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from ivl3_jax.lab.calibration import HELD_OUT
 from ivl3_jax.lab.collectives import Collective
 from ivl3_jax.lab.prediction import Prediction
 
@@ -16,12 +17,13 @@ def tell(found: Prediction) -> str:
     case, compiled = found.case, found.compiled
     batch = case.batch
     rows = f"{_counted(batch.rows, 'row')} of {_counted(batch.tokens, 'token')} and {_counted(batch.tiles, 'tile')}"
+    changed = found.calibration.changed
     documents = f"{case.documents:,} equal documents" if case.documents > 1 else "one document"
     lines = [
         f"{case.name}, {_counted(case.topology.chips, 'chip')}",
         f"a step: {rows}, together {_counted(case.tokens, 'token')}; {documents} a row",
         f"compiled in {compiled.trace_seconds + compiled.compile_seconds:.0f} s; no TPU took part in what follows",
-        *([f"constants of your own: {found.calibration.changed}"] if found.calibration.changed else []),
+        f"constants of your own: {changed}" if changed else f"held-out error of the time: {HELD_OUT}",
         "",
         *_memory(found),
     ]

@@ -95,7 +95,15 @@ def test_a_case_says_what_it_is(case):
 def test_an_answer_in_the_terminal():
     said = tell(prediction(found=timeline()))
     assert all(len(line) <= 120 for line in said.splitlines())
-    for part in ("memory of a chip", "predicted step", "predicted MFU", "predicted rate", "no TPU took part", "fits"):
+    for part in (
+        "memory of a chip",
+        "predicted step",
+        "predicted MFU",
+        "predicted rate",
+        "no TPU took part",
+        "held-out error",
+        "fits",
+    ):
         assert part in said
 
 
