@@ -1,4 +1,4 @@
-"""What weights and cache in eight bits lose, on held-out handwriting that is added step by step.
+"""What weights and cache in eight bits lose, on held-out handwriting that is read step by step.
 
     ivl3 demo --best-of --seeds '[0]' --output runs/best-of-demo
     python benchmarks/int8.py runs/best-of-demo/checkpoint

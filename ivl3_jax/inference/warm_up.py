@@ -32,7 +32,7 @@ def warm_up(engine: Engine, longest: int) -> None:
     def text(count: int) -> np.ndarray:
         return rng.integers(0, engine.config.decoder.vocab, count, dtype=np.int32)
 
-    for tiles in _doublings(1, min(limits.tiles_at_once, longest - 1)):
+    for tiles in _doublings(1, min(limits.tiles_at_once, limits.tiles, longest - 1)):
         engine.run([Request(_prompt(engine, text(tiles), tiles), 1)])
     beginning = text(longest)
     engine.run([Request(_prompt(engine, beginning[:-1]), 1)])  # so that it is known
