@@ -37,9 +37,9 @@ class BestOfConfig:
 
     Attributes:
         vision, decoder: of both models, as in `ivl3 demo`.
+        digits: of a picture, 1 to 3; what they add up to is asked.
         output: the directory that receives everything; one of an earlier demo is replaced.
         seeds: of the runs.
-        digits: of a picture, 1 to 3; what they add up to is asked.
         reading_steps: of the lessons of `ivl3 demo`, with which the model that answers begins.
         steps: in which it then learns to answer step by step.
         critic_reading_steps: of the same lessons, with which the critic goes on from that model: a critic that reads no
@@ -54,9 +54,9 @@ class BestOfConfig:
 
     vision: VisionConfig
     decoder: DecoderConfig
+    digits: int
     output: str = "runs/best-of-demo"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    digits: int = 1
     reading_steps: int = 1500
     steps: int = 300
     critic_reading_steps: int = 3000

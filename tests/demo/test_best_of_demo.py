@@ -64,13 +64,13 @@ def test_claims_are_told_as_they_are(digits):
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="BestOfConfig.seeds is empty"):
-        BestOfConfig(None, None, seeds=[])
+        BestOfConfig(None, None, 1, seeds=[])
     with pytest.raises(ValueError, match="BestOfConfig.digits is 4; it must be at most 3"):
-        BestOfConfig(None, None, digits=4)
+        BestOfConfig(None, None, 4)
     with pytest.raises(ValueError, match="BestOfConfig.critic_reading_steps is -1; it must be at least 0"):
-        BestOfConfig(None, None, critic_reading_steps=-1)
+        BestOfConfig(None, None, 1, critic_reading_steps=-1)
     with pytest.raises(ValueError, match="BestOfConfig.samples is 0; it must be at least 1"):
-        BestOfConfig(None, None, samples=0)
+        BestOfConfig(None, None, 1, samples=0)
 
 
 @pytest.mark.long
