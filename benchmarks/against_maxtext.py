@@ -12,9 +12,11 @@ FOLDER.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -116,6 +118,8 @@ def compared(run, options) -> dict:
     from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.hlo import Module
     from ivl3_jax.lab.kernel_time import kernel_seconds
+    from ivl3_jax.lab.search import predicted
+    from ivl3_jax.lab.store import Store
     from ivl3_jax.lab.timeline import walk
     from ivl3_jax.lab.topology import Topology
 
@@ -126,8 +130,11 @@ def compared(run, options) -> dict:
         "ours": kernel_seconds(topology.chip.name, 1, calibration),
         "maxtext": splash_seconds(run, topology.chip, options.texts),
     }
+    ours = predicted(dataclasses.replace(run.case, plan=plan), Store(options.texts)).compiled
+    if not ours.text:
+        raise ValueError(f"{run.name}: {ours.shortage.message}")
     texts = {
-        "ours": our_module(run, plan, placed, options.texts),
+        "ours": (ours.text, {"compile_seconds": ours.compile_seconds, "bytes": ours.memory.total}),
         "maxtext": their_module(run, plan, topology.chip.name, options),
     }
     found: dict = {"run": run.name}
@@ -144,33 +151,19 @@ def compared(run, options) -> dict:
     return {**found, "ratio": found["ours"]["seconds"] / found["maxtext"]["seconds"]}
 
 
-def our_module(run, plan, placed, texts: Path) -> tuple[str, dict]:
-    from ivl3_jax.lab.compile import compile_step
-
-    stem = f"{run.name}-ours-jax{version('jax')}-libtpu{version('libtpu')}"
-    text, facts = texts / f"{stem}.hlo", texts / f"{stem}.json"
-    if not facts.is_file():
-        print(f"{run.name}: compiling ours for {run.topology} ...", flush=True)
-        done = compile_step(run.config, plan, placed, run.batch)
-        if not done.text:
-            raise ValueError(f"{run.name}: {done.shortage.message if done.shortage else 'nothing was compiled'}")
-        text.write_text(done.text)
-        facts.write_text(json.dumps({"compile_seconds": done.compile_seconds, "bytes": done.memory.total}))
-    return text.read_text(), json.loads(facts.read_text())
-
-
 def their_module(run, plan, chip: str, options) -> tuple[str, dict]:
     """What MaxText compiles, in a process of its environment."""
     from ivl3_jax.sharding.compiler import options_of
 
-    stem = options.texts / f"{run.name}-maxtext{'-our-flags' * options.our_flags}"
+    settings, flags = SETTINGS[run.name]
+    if options.our_flags:
+        flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options_of(chip, plan).items())
+    step = Path(__file__).with_name("maxtext_step.py")
+    made_by = "\n".join((settings, flags, step.read_text(), versions(options.python)))
+    stem = options.texts / f"{run.name}-maxtext-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
     text, facts, log = (stem.with_name(stem.name + end) for end in (".hlo", ".json", ".log"))
     if not facts.is_file():
         print(f"{run.name}: MaxText compiles for {run.topology} ...", flush=True)
-        settings, flags = SETTINGS[run.name]
-        if options.our_flags:
-            flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options_of(chip, plan).items())
-        step = Path(__file__).with_name("maxtext_step.py")
         command = [options.python, step, text, facts, *settings.split(), f"compile_xla_flags={flags}"]
         with log.open("w") as written:
             # Not this process's libtpu, which jax has named there, nor its packages.
@@ -184,6 +177,13 @@ def their_module(run, plan, chip: str, options) -> tuple[str, dict]:
     return text.read_text(), json.loads(facts.read_text())
 
 
+@cache
+def versions(python: Path) -> str:
+    """Of MaxText and what compiles its step, in its environment."""
+    asked = "from importlib.metadata import version; print(*map(version, ('maxtext', 'jax', 'libtpu')))"
+    return subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout
+
+
 def splash_seconds(run, chip, texts: Path):
     """The time of one call of splash attention by the schedule, as `walk` wants it."""
     from ivl3_jax.bench.packed import splash_kernels
@@ -192,7 +192,8 @@ def splash_seconds(run, chip, texts: Path):
     d, tensor = run.decoder, run.mesh.get("tensor", 1)
     heads, kv_heads = d.heads // tensor, d.kv_heads // tensor
     large = "sa_block_q=2048" in SETTINGS[run.name][0]
-    kept = texts / f"splash-{chip.name}-{heads}-{kv_heads}-{run.tokens}{'-large' * large}.json"
+    shape = f"{chip.name}-{heads}-{kv_heads}-{run.tokens}{'-large' * large}"
+    kept = texts / f"splash-{shape}-jax{version('jax')}-libtpu{version('libtpu')}.json"
     if not kept.is_file():
         problem = Attention("", 1, run.tokens, heads, kv_heads, d.head_dim, (run.tokens,))
         block = 2048 if large else 512  # MaxText's default, with which the backward pass is two kernels

@@ -1,11 +1,11 @@
 """The lab's prediction beside published TPU runs; no TPU takes part (extra tpu).
 
-    python benchmarks/published_runs.py [--texts FOLDER] [--only 16B,32B] [--calibration FILE | --fit] [--json FILE]
+    python benchmarks/published_runs.py [--cache FOLDER] [--only 16B,32B] [--calibration FILE | --fit] [--json FILE]
 
 Each run of `ivl3_jax/lab/published.py` is this project's decoder of that shape, slice, plan and remat: its step is
 compiled ahead of time, and its time predicted from the text. The constants were fitted on the runs that are marked so;
 the others are held out. `--fit` fits them again: of `vectors` and `kernels` those with the least squares of the fitted
-runs' errors. A compile takes one to ten minutes; texts are kept in FOLDER and not compiled again.
+runs' errors. A compile takes one to ten minutes; what is compiled is kept as by `ivl3 lab`.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import json
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 
 from ivl3_jax.cli.main import set_platform_defaults
@@ -23,7 +22,7 @@ GIB = 2**30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=Path, default=Path(".cache/published_runs"), help="where modules are kept")
+    parser.add_argument("--cache", type=Path, help="where modules are kept, by default where `ivl3 lab` keeps them")
     parser.add_argument("--only", help="names of runs, with commas between")
     parser.add_argument("--calibration", type=Path, help="a YAML file of constants")
     parser.add_argument("--fit", action="store_true", help="fits constants, and takes them")
@@ -33,19 +32,21 @@ def main() -> None:
 
     from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.published import RUNS
+    from ivl3_jax.lab.store import Store, default_directory
 
+    store = Store(options.cache or default_directory())
     calibration = Calibration.read(options.calibration) if options.calibration else Calibration()
     wanted = options.only.split(",") if options.only else [run.name for run in RUNS]
-    runs = [Compiled(run, options.texts) for run in RUNS if run.name in wanted]
+    runs = [Compiled(run, store) for run in RUNS if run.name in wanted]
     if options.fit:
         calibration = fitted([run for run in runs if run.run.fitted], calibration)
         print(calibration)
     rows = [row(run, calibration) for run in runs]
-    print(f"{'run':6} {'slice':11} {'published':>9} {'predicted':>9} {'error':>7}  {'':8}  compute, communication")
+    print(f"{'run':10} {'slice':11} {'published':>9} {'predicted':>9} {'error':>7}  {'':8}  compute, communication")
     for each in rows:
         parts = {name: round(seconds, 2) for name, seconds in each["parts"].items()}
         print(
-            f"{each['run']:6} {each['topology']:11} "
+            f"{each['run']:10} {each['topology']:11} "
             f"{each['published_seconds']:7.2f} s {each['predicted_seconds']:7.2f} s "
             f"{100 * each['error']:+6.1f}%  {'fitted' if each['fitted'] else 'held out':8}  {parts}"
         )
@@ -61,21 +62,23 @@ def main() -> None:
 class Compiled:
     """A run and its module."""
 
-    def __init__(self, run, texts: Path) -> None:
+    def __init__(self, run, store) -> None:
         from ivl3_jax.lab.hlo import Module
-        from ivl3_jax.lab.topology import Topology
+        from ivl3_jax.lab.search import predicted
 
-        self.run, self.topology = run, Topology.read(run.topology)
-        self.placed = self.topology.make_mesh(run.plan)
-        text, self.facts = compiled(run, self.placed, texts)
-        self.module = Module.read(text)
+        print(f"{run.name}: {'compiling' if store.find(run.case) is None else 'kept'}", flush=True)
+        self.run, self.compiled = run, predicted(run.case, store).compiled
+        if not self.compiled.text:
+            raise ValueError(f"{run.name}: {self.compiled.shortage.message}")
+        self.module = Module.read(self.compiled.text)
 
     def predicted(self, calibration):
         from ivl3_jax.lab.kernel_time import kernel_seconds
         from ivl3_jax.lab.timeline import walk
 
-        kernels = kernel_seconds(self.topology.chip.name, 1, calibration)
-        return walk(self.module, self.placed, kernels, calibration)
+        topology = self.run.case.topology
+        kernels = kernel_seconds(topology.chip.name, 1, calibration)
+        return walk(self.module, topology.make_mesh(self.run.plan), kernels, calibration)
 
     def error(self, calibration) -> float:
         return self.predicted(calibration).seconds / self.run.seconds - 1
@@ -91,9 +94,9 @@ def fitted(runs: list[Compiled], calibration):
     return min(tried, key=lambda each: sum(run.error(each) ** 2 for run in runs))
 
 
-def row(compiled: Compiled, calibration) -> dict:
+def row(each: Compiled, calibration) -> dict:
     """What is published of a run, what is predicted, and what compiling took."""
-    run, found = compiled.run, compiled.predicted(calibration)
+    run, compiled, found = each.run, each.compiled, each.predicted(calibration)
     return {
         "run": run.name,
         "topology": run.topology,
@@ -107,31 +110,11 @@ def row(compiled: Compiled, calibration) -> dict:
         "parts": found.parts,
         "busy": found.busy,
         "warnings": found.warnings,
-        **compiled.facts,
+        "compile_seconds": round(compiled.compile_seconds, 1),
+        "gib": round(compiled.memory.total / GIB, 2),
+        "shortage": compiled.shortage.message if compiled.shortage else None,
+        "complaints": compiled.complaints,
     }
-
-
-def compiled(run, placed, texts: Path) -> tuple[str, dict]:
-    """The module's text and facts of its compile, from `texts` where it lies there already."""
-    from ivl3_jax.lab.compile import compile_step
-
-    name = f"{run.name}-jax{version('jax')}-libtpu{version('libtpu')}"
-    text, facts = texts / f"{name}.hlo", texts / f"{name}.json"
-    if not (text.is_file() and facts.is_file()):
-        print(f"{run.name}: compiling for {run.topology} ...", flush=True)
-        done = compile_step(run.config, run.plan, placed, run.batch)
-        if not done.text:
-            raise ValueError(f"{run.name}: {done.shortage.message if done.shortage else 'nothing was compiled'}")
-        texts.mkdir(parents=True, exist_ok=True)
-        text.write_text(done.text)
-        found = {
-            "compile_seconds": round(done.compile_seconds, 1),
-            "gib": round(done.memory.total / GIB, 2),
-            "shortage": done.shortage.message if done.shortage else None,
-            "complaints": done.complaints,
-        }
-        facts.write_text(json.dumps(found))
-    return text.read_text(), json.loads(facts.read_text())
 
 
 if __name__ == "__main__":

@@ -120,10 +120,10 @@ def _table(where: str, found: Any) -> Iterable[tuple[str, Any]]:
 
 def as_json(found: Prediction) -> dict[str, Any]:
     """A prediction in JSON's types: its summary, memory by kind, the case, versions, and the collectives."""
-    memory, timeline = found.compiled.memory, found.timeline
+    memory, timeline = found.memory, found.timeline
     return {
         **summary(found),
-        "memory": {} if memory is None else dataclasses.asdict(memory),
+        "memory": {**memory, "total": sum(memory.values())} if memory else {},
         "case": found.case.facts(),
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "constants": dataclasses.asdict(found.calibration),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from ivl3_jax.lab.answer import Answer
 from ivl3_jax.lab.collectives import Collective
 from ivl3_jax.lab.inventory import size, together
+from ivl3_jax.lab.prediction import MEMORY
 from ivl3_jax.lab.reasons import Change, changes, shortened
 from ivl3_jax.lab.timeline import AND_OTHERS
 
 GIB = 2**30
 COLUMNS = 100
 SMALL = 0.002  # places that differ by less than this share of all bytes are summed up in one line
-KINDS = ("parameters", "optimizer", "batch", "temporaries", "total")
 
 NOTHING = (0.0, 0.0, 0.0)
 Use = dict[tuple[str, str], tuple[float, float, float]]  # (kind, axes): executions, bytes, seconds
@@ -52,7 +52,7 @@ def _title(letter: str, name: str, answer: Answer) -> list[str]:
 
 def _figures(before: Answer, after: Answer) -> list[str]:
     rows: list[tuple[str, float | None, float | None, str]] = []
-    for kind in KINDS:
+    for kind in (*MEMORY, "total"):
         rows.append((f"memory, {kind}, GiB", _gibibytes(before, kind), _gibibytes(after, kind), ".2f"))
     parts = dict.fromkeys([*before.parts, *after.parts])
     for name in sorted(parts, key=lambda part: -max(before.parts.get(part, 0), after.parts.get(part, 0))):

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.topology import PlacedMesh
 from ivl3_jax.models.adapters import with_adapters
 from ivl3_jax.models.model import abstract_model
-from ivl3_jax.sharding.compiler import NOT_FUSED, no_room_for_sums, options_of, without_fused_sums
+from ivl3_jax.sharding.compiler import Options, fewer_options, options_of
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.loop import objective_of
@@ -91,7 +91,7 @@ class Compiled:
     trace_seconds: float
     compile_seconds: float
     complaints: tuple[str, ...]
-    options: Mapping[str, bool | int | str]
+    options: Options
 
 
 def compile_step(
@@ -103,7 +103,7 @@ def compile_step(
     *,
     param_dtype: str = "float32",
     dtype: str = "bfloat16",
-    options: Mapping[str, bool | int | str] | None = None,
+    options: Options | None = None,
 ) -> Compiled:
     """Compiles the train step of a model under a plan.
 
@@ -133,12 +133,12 @@ def compile_step(
             with _stderr(said):
                 done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            fewer = without_fused_sums(chosen)
-            if no_room_for_sums(error) and fewer != chosen:  # as the train step itself does
-                found = compile_step(
+            if found := fewer_options(error, chosen):  # as the train step itself does
+                fewer, why = found
+                again = compile_step(
                     config, plan, placed, shape, train, param_dtype=param_dtype, dtype=dtype, options=fewer
                 )
-                return dataclasses.replace(found, complaints=(NOT_FUSED, *found.complaints))
+                return dataclasses.replace(again, complaints=(why, *again.complaints))
             refused, seconds = _shortage(_known(str(error), plan, placed.topology.chip)), time.perf_counter() - traced
             return Compiled("", None, refused, traced - before, seconds, _complaints(said), chosen)
     seconds = time.perf_counter() - traced

@@ -13,11 +13,14 @@ from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.compile import Compiled, compile_step
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.kernel_time import kernel_seconds
+from ivl3_jax.lab.saved import saved_bytes
 from ivl3_jax.lab.timeline import Timeline, walk
 from ivl3_jax.models.model import Params, abstract_model
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.flops import StepFlops
+
+MEMORY = ("parameters", "optimizer", "batch", "activations", "temporaries")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Prediction:
         operations: floating-point, that the step needs on each chip: products only, forward and backward, nothing that
             is computed twice, attention between positions that see each other (`training.flops`).
         calibration: by which the schedule was timed.
+        saved: bytes of a chip that hold activations between the forward and the backward pass, see `lab.saved`.
     """
 
     case: Case
@@ -36,6 +40,22 @@ class Prediction:
     timeline: Timeline | None
     operations: float
     calibration: Calibration = field(default_factory=Calibration)
+    saved: int = 0
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of a chip by `MEMORY`, which add up to the step at its fullest; {} where the compiler gave up.
+
+        `activations` are those kept for the backward pass; `temporaries` everything else that is made in the step:
+        weights that are gathered, gradients, what a layer works on.
+        """
+        memory = self.compiled.memory
+        if memory is None:
+            return {}
+        activations = min(self.saved, memory.temporaries)
+        rest = memory.temporaries - activations
+        sizes = memory.parameters, memory.optimizer, memory.batch, activations, rest
+        return dict(zip(MEMORY, sizes, strict=True))
 
     @property
     def fits(self) -> bool:
@@ -66,11 +86,12 @@ def predict(case: Case, compiled: Compiled, calibration: Calibration | None = No
     """
     calibration = calibration or Calibration()
     placed = case.topology.make_mesh(case.plan)
-    timeline = None
+    timeline, saved = None, 0
     if compiled.text:
+        module = Module.read(compiled.text)
         kernels = kernel_seconds(case.topology.chip.name, case.documents, calibration)
-        timeline = walk(Module.read(compiled.text), placed, kernels, calibration)
-    return Prediction(case, compiled, timeline, operations(case) / case.topology.chips, calibration)
+        timeline, saved = walk(module, placed, kernels, calibration), saved_bytes(module)
+    return Prediction(case, compiled, timeline, operations(case) / case.topology.chips, calibration, saved)
 
 
 def compile_case(case: Case) -> Compiled:

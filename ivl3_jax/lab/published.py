@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from ivl3_jax.chips import CHIPS
 from ivl3_jax.config import DecoderConfig, InternVLConfig, ProjectorConfig, RopeScaling, VisionConfig
+from ivl3_jax.lab.case import Case
 from ivl3_jax.lab.compile import BatchShape
+from ivl3_jax.lab.topology import Topology
 from ivl3_jax.sharding.compiler import FUSED_SUMS
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.remat import LINEARS, POLICIES, Remat
@@ -85,6 +87,11 @@ class Run:
     def batch(self) -> BatchShape:
         return BatchShape(self.rows * self.chips, self.tokens, 0, 1)
 
+    @property
+    def case(self) -> Case:
+        """This project's step of that run."""
+        return Case(self.name, self.config, self.plan, Topology.read(self.topology), self.batch)
+
 
 def _decoder(layers: int, width: int, heads: int, kv_heads: int, mlp: int, vocab: int) -> DecoderConfig:
     return DecoderConfig(
@@ -115,6 +122,19 @@ RUNS = (
         2048,
         POLICIES["full"],
         118,
+        None,
+        False,
+        _MAXTEXT + "src/maxtext/configs/tpu/v5e/README.md",
+    ),
+    Run(
+        "32B on v5e",
+        "v5e:16x16",
+        _decoder(32, 8192, 64, 64, 28672, 32000),
+        {"fsdp": 256},
+        4,
+        2048,
+        POLICIES["full"],
+        132,
         None,
         False,
         _MAXTEXT + "src/maxtext/configs/tpu/v5e/README.md",

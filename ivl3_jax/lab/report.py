@@ -1,7 +1,6 @@
 """What a search found, as a page and as a table for spreadsheets."""
 
 import csv
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def row(plan: Plan) -> dict[str, Any]:
     found = plan.found
     told = summary(found)
     parts, busy = told.pop("parts"), told.pop("busy")
-    memory = {} if found.compiled.memory is None else dataclasses.asdict(found.compiled.memory)
+    memory = {**found.memory, "total": sum(found.memory.values())} if found.memory else {}
     return {
         "rank": plan.number if plan.fits else None,
         "name": plan.name,

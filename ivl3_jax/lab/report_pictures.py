@@ -10,11 +10,11 @@ from ivl3_jax.lab.inventory import size
 from ivl3_jax.lab.layer_picture import collectives_of, layer_loops, layer_picture
 from ivl3_jax.lab.pictures import front, legend, scatter, stack
 from ivl3_jax.lab.places import direction
+from ivl3_jax.lab.prediction import MEMORY
 from ivl3_jax.lab.ranking import GIB, Plan, step_time, table
 
 AT_ONCE = 12  # plans of a picture that are not folded away
 DRAWN = 3  # plans whose layer is drawn
-KINDS = ("parameters", "optimizer", "batch", "temporaries")
 PARTS = ("products", "other compute", "kernels", "exposed communication", "memory moves")
 
 
@@ -28,22 +28,23 @@ def memory(plans: Sequence[Plan]) -> str:
     most = min(max([hbm, *(plan.gibibytes or 0.0 for plan in known)]) * 1.02, 2.5 * hbm)
     bars = []
     for plan in known:
-        memory, total = plan.found.compiled.memory, plan.gibibytes or 0.0
-        parts = {"wanted": total} if memory is None else {kind: getattr(memory, kind) / GIB for kind in KINDS}
+        memory, total = plan.found.memory, plan.gibibytes or 0.0
+        parts = {kind: size / GIB for kind, size in memory.items()} or {"wanted": total}
         room = most * min(1.0, most / total)
         drawn = {kind: amount / total * min(total, room) for kind, amount in parts.items()}
         told = (
             "the compiler does not say of what"
-            if memory is None
+            if not memory
             else ", ".join(f"{kind} {n:.2f}" for kind, n in parts.items())
         )
         verdict = "" if plan.found.fits else ' <span class="bad">does not fit</span>'
         said = f"<b>{total:.2f} GiB</b>{verdict}<br>{told}"
         bars.append(stack(plan.label, drawn, most, said, plan.found.case.topology.chip.hbm))
-    kinds = [*KINDS, *(["wanted"] if any(plan.found.compiled.memory is None for plan in known) else [])]
+    kinds = [*MEMORY, *(["wanted"] if any(not plan.found.memory for plan in known) else [])]
     return (
-        '<section><h2>Memory of a chip</h2><p class="quiet">As the compiler counts it, padding included. Temporaries '
-        "are all that a step has at its fullest besides: activations, gathered weights, gradients.</p>"
+        '<section><h2>Memory of a chip</h2><p class="quiet">As the compiler counts it, padding included. '
+        "Activations are those kept for the backward pass; temporaries all that a step has at its fullest besides: "
+        "gathered weights, gradients, what a layer works on.</p>"
         f"{legend(kinds, f'HBM of a chip, {hbm:g} GiB')}{_bars(bars)}</section>"
     )
 

@@ -4,14 +4,16 @@ import re
 
 STYLE = """
 :root {
-  --parameters: #3f74b5; --optimizer: #86abd9; --batch: #b8ad8a; --temporaries: #8d7cb8; --wanted: #c9c4ba;
+  --parameters: #3f74b5; --optimizer: #86abd9; --batch: #b8ad8a; --activations: #2c8a60; --temporaries: #8d7cb8;
+  --wanted: #c9c4ba;
   --products: #3f74b5; --other-compute: #9dbbe0; --kernels: #2c8a60; --exposed-communication: #cf6a3c;
   --memory-moves: #b8a77c; --all-gather: #d79b3c; --all-reduce: #bf4b3a; --reduce-scatter: #9a4f8f;
   --all-to-all: #3f8f95; --collective-permute: #7d8a3a; --send: #55606e; --waiting: #f0d9cd;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --parameters: #6d9fdb; --optimizer: #3f638f; --batch: #8c8363; --temporaries: #9d8bd0; --wanted: #565c64;
+    --parameters: #6d9fdb; --optimizer: #3f638f; --batch: #8c8363; --activations: #48b080; --temporaries: #9d8bd0;
+    --wanted: #565c64;
     --products: #6d9fdb; --other-compute: #3f638f; --kernels: #48b080; --exposed-communication: #e08556;
     --memory-moves: #94855d; --all-gather: #d9a24a; --all-reduce: #e0705f; --reduce-scatter: #c07ab5;
     --all-to-all: #5fb5bb; --collective-permute: #a5b45c; --send: #aab4c0; --waiting: #4a342a;

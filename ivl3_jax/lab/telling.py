@@ -5,6 +5,7 @@ from itertools import groupby
 
 from ivl3_jax.lab.calibration import HELD_OUT
 from ivl3_jax.lab.collectives import Collective
+from ivl3_jax.lab.complaints import in_plain_words
 from ivl3_jax.lab.prediction import Prediction
 
 GIB = 2**30
@@ -30,7 +31,7 @@ def tell(found: Prediction) -> str:
     if found.timeline is not None:
         lines += ["", *_time(found), "", *_collectives(found.timeline.collectives)]
         lines += [f"not seen: {warning}" for warning in found.timeline.warnings]
-    lines += [f"the compiler says: {complaint[:300]}" for complaint in compiled.complaints]
+    lines += [f"the compiler says: {told}" for told in dict.fromkeys(map(in_plain_words, compiled.complaints))]
     return "\n".join(lines)
 
 
@@ -40,15 +41,11 @@ def _memory(found: Prediction) -> list[str]:
         assert shortage is not None
         wanted = "" if shortage.wanted is None else f": {shortage.wanted / GIB:.1f} GiB wanted"
         return [f"DOES NOT FIT, {shortage.kind}{wanted}; {hbm} GiB of HBM", f"  {shortage.message[:400]}"]
-    parts = {
-        "parameters": memory.parameters,
-        "optimizer": memory.optimizer,
-        "batch": memory.batch,
-        "temporaries": memory.temporaries,
-    }
     verdict = "fits" if shortage is None else "DOES NOT FIT"
     lines = [f"memory of a chip: {memory.total / GIB:.2f} of {hbm} GiB, {verdict}"]
-    return lines + table([(name, f"{size / GIB:8.2f} GiB", bar(size / GIB / hbm)) for name, size in parts.items()])
+    return lines + table(
+        [(name, f"{size / GIB:8.2f} GiB", bar(size / GIB / hbm)) for name, size in found.memory.items()]
+    )
 
 
 def _time(found: Prediction) -> list[str]:

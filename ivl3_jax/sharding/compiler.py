@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from ivl3_jax.sharding.plan import ShardingPlan
 
+Options = Mapping[str, bool | int | str]
+
 # Collectives run beside compute; gradients of replicated parameters are reduced while the backward pass goes on.
 _OVERLAP = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": True,
@@ -26,7 +28,7 @@ FUSED_SUMS = {
 _FUSED = _FUSED_GATHERS | FUSED_SUMS
 
 # Moves between device and host begin early and run beside compute.
-OFFLOADING: Mapping[str, bool | int | str] = {
+OFFLOADING: Options = {
     "xla_tpu_enable_all_experimental_scheduler_features": True,
     "xla_tpu_enable_scheduler_memory_pressure_tracking": "ENABLED",
     "xla_tpu_host_transfer_overlap_limit": 24,
@@ -40,7 +42,7 @@ OFFLOADING: Mapping[str, bool | int | str] = {
 }
 
 # From MaxText's configurations of v5e, v5p and v6e (configs/tpu of its repository) and its library of flags.
-OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
+OPTIONS: Mapping[str, Options] = {
     "v4": _OVERLAP | _FUSED,
     "v5e": _OVERLAP | _FUSED,
     "v5p": _OVERLAP
@@ -61,17 +63,21 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | str]] = {
 }
 
 
-NOT_FUSED = "fused sums of gradients find no room in VMEM; the step is compiled without them"
+def fewer_options(error: Exception, options: Options) -> tuple[Options, str] | None:
+    """With which options a step is to be compiled that the compiler gave up with these, and what is to be told of it.
 
-
-def no_room_for_sums(error: Exception) -> bool:
-    """Whether the compiler gave a step up because sums that are fused find no room in VMEM, which a few plans meet."""
-    return "requires allocation in the alternate memory" in str(error)
-
-
-def without_fused_sums(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
-    """The options with which such a step compiles."""
-    return {name: value for name, value in options.items() if name not in FUSED_SUMS}
+    None where the error has nothing to do with options that could be left out.
+    """
+    said = str(error)
+    if "requires allocation in the alternate memory" in said:  # which a few plans meet
+        taken, why = FUSED_SUMS, "fused sums of gradients find no room in VMEM; the step is compiled without them"
+    elif "Continuation fusion" in said:  # libtpu 0.0.50 takes it for a v5e only
+        taken = _FUSED
+        why = "this libtpu does not fuse collectives into compute on this chip; the step is compiled without that"
+    else:
+        return None
+    fewer = {name: value for name, value in options.items() if name not in taken}
+    return None if fewer == dict(options) else (fewer, why)
 
 
 def options_of(chip: str, plan: ShardingPlan) -> dict[str, bool | int | str]:

@@ -1,7 +1,7 @@
 """The training state and one optimizer step: pure, jitted, donated."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ivl3_jax.batch import Batch
 from ivl3_jax.kernels.chip import chip
 from ivl3_jax.models.model import Params
-from ivl3_jax.sharding.compiler import NOT_FUSED, no_room_for_sums, options_of, without_fused_sums
+from ivl3_jax.sharding.compiler import Options, fewer_options, options_of
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import Found, Objective, RewardShift, by_segment
@@ -109,7 +109,7 @@ def make_step(
     tile_tokens: int,
     sources: int = 1,
     plan: ShardingPlan | None = None,
-    options: Mapping[str, bool | int | str] | None = None,
+    options: Options | None = None,
 ) -> TrainStep:
     """The jitted step(state, batch, reference, key) -> (state, metrics); the state is donated.
 
@@ -191,29 +191,30 @@ def make_step(
         )
         return kept._replace(step=state.step + 1, optimizer=_kept(kept.optimizer, plan)), metrics
 
-    def jitted(options: Mapping[str, bool | int | str] | None) -> TrainStep:
+    def jitted(options: Options | None) -> TrainStep:
         return jax.jit(step, donate_argnums=0, compiler_options=dict(options) if options else None)
 
     if options is not None or plan is None or (name := chip()) is None:
         return jitted(options)
-    chosen = options_of(name, plan)
-    return _or_else(jitted(chosen), jitted(without_fused_sums(chosen)))
+    return _or_fewer(jitted, options_of(name, plan))
 
 
-def _or_else(step: TrainStep, other: TrainStep) -> TrainStep:
-    """`step`, or `other` where the compiler finds no room for its fused sums; nothing was donated by then."""
-    chosen = step
+def _or_fewer(jitted: Callable[[Options], TrainStep], options: Options) -> TrainStep:
+    """The step with these options, or without those for which the compiler gives it up; nothing was donated by then."""
+    step = jitted(options)
 
     def run(*arguments: Any) -> Any:
-        nonlocal chosen
-        try:
-            return chosen(*arguments)
-        except jax.errors.JaxRuntimeError as error:
-            if chosen is other or not no_room_for_sums(error):
-                raise
-            warnings.warn(NOT_FUSED, stacklevel=2)
-            chosen = other
-        return chosen(*arguments)
+        nonlocal step, options
+        while True:
+            try:
+                return step(*arguments)
+            except jax.errors.JaxRuntimeError as error:
+                found = fewer_options(error, options)
+                if found is None:
+                    raise
+            options, why = found
+            warnings.warn(why, stacklevel=2)
+            step = jitted(options)
 
     return run
 

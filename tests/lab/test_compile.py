@@ -8,6 +8,7 @@ from ivl3_jax.config import InternVLConfig
 from ivl3_jax.lab.compile import BatchShape, compile_step
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.kernel_time import kernel_seconds
+from ivl3_jax.lab.saved import saved_bytes
 from ivl3_jax.lab.timeline import walk
 from ivl3_jax.lab.topology import Topology
 from ivl3_jax.sharding.plan import ShardingPlan
@@ -41,7 +42,9 @@ def test_a_step(config, placed):
     assert memory.total == memory.parameters + memory.optimizer + memory.batch + memory.temporaries
     assert memory.temporaries > 0
     assert memory.optimizer == pytest.approx(2 * memory.parameters, rel=1e-3)  # two moments
-    found = walk(Module.read(done.text), mesh, kernel_seconds("v5e"))
+    module = Module.read(done.text)
+    assert saved_bytes(module) == LAYERS * 2 * 1024 * config.decoder.width * 2  # what goes into each layer, of two rows
+    found = walk(module, mesh, kernel_seconds("v5e"))
     assert not found.warnings
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
     assert min(found.parts[name] for name in ("products", "kernels", "exposed communication")) > 0

@@ -9,7 +9,7 @@ RUN = {run.name: run for run in RUNS}
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), [("16B", 61.1), ("64B", 59.9), ("32B", 71.5), ("128B", 68.7)]
+    ("name", "published"), [("16B", 61.1), ("64B", 59.9), ("32B on v5e", 66.86), ("32B", 71.5), ("128B", 68.7)]
 )  # % of peak, as the source states
 def test_operations_are_counted_as_the_source_counts_them(name, published):
     assert 100 * RUN[name].utilisation == pytest.approx(published, abs=0.3)

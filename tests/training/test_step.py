@@ -12,11 +12,12 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from ivl3_jax.models.model import Model
+from ivl3_jax.sharding.compiler import OPTIONS
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.training.config import TrainConfig
 from ivl3_jax.training.objectives import NextToken
 from ivl3_jax.training.placing import Placement
-from ivl3_jax.training.step import _or_else, init_state, make_step
+from ivl3_jax.training.step import _or_fewer, init_state, make_step
 from ivl3_jax.training.trained import Component
 from tests.models.small import CONFIG, changed, relative
 from tests.tolerances import GRADIENT, STACK
@@ -282,24 +283,42 @@ def test_moving_average_and_moment_dtype():
         np.testing.assert_allclose(value, 0.1 * before[path] + 0.9 * after[path], rtol=1e-5, atol=1e-7, err_msg=path)
 
 
-def test_a_step_whose_sums_find_no_room_is_compiled_without_fusing_them():
-    tried = []
+NO_ROOM = "FAILED_PRECONDITION: ... requires allocation in the alternate memory, ..."
+NOT_HERE = (
+    "FAILED_PRECONDITION: Continuation fusion for AllGather is enabled on platform viperfish (variant: ), but ..."
+)
 
-    def fused(x):
-        tried.append("fused")
-        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: ... requires allocation in the alternate memory, ...")
 
-    def plain(x):
-        tried.append("plain")
-        return x
+@pytest.mark.parametrize(("said", "gathers"), [([NO_ROOM], 1), ([NOT_HERE], 0), ([NO_ROOM, NOT_HERE], 0)])
+def test_a_step_is_compiled_without_options_for_which_the_compiler_gives_it_up(said, gathers):
+    errors, tried = iter(said), []
 
-    step = _or_else(fused, plain)
-    with pytest.warns(UserWarning, match="compiled without them"):
+    def jitted(options):
+        def step(x):
+            tried.append(options)
+            if error := next(errors, None):
+                raise jax.errors.JaxRuntimeError(error)
+            return x
+
+        return step
+
+    step = _or_fewer(jitted, OPTIONS["v5p"])
+    with pytest.warns(UserWarning, match="the step is compiled without"):
         assert step(1) == 1
-    assert step(2) == 2 and tried == ["fused", "plain", "plain"]
+    assert step(2) == 2 and len(tried) == len(said) + 2
+    assert tried[0] == OPTIONS["v5p"] and tried[-1] is tried[-2]
+    fuses = [name for name in tried[-1] if "fuse" in name]
+    assert fuses == ["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] * gathers
+    assert "xla_enable_async_all_gather" in tried[-1]
 
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [("INTERNAL: something else", OPTIONS["v5e"]), (NOT_HERE, {"xla_enable_async_all_gather": True})],
+)
+def test_other_errors_of_the_compiler_are_raised(error, options):
     def broken(x):
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+        raise jax.errors.JaxRuntimeError(error)
 
-    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        _or_else(broken, plain)(1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=error.partition(":")[0]):
+        _or_fewer(lambda options: broken, options)(1)
