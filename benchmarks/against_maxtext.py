@@ -20,6 +20,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from published_runs import compiled
+
 from ivl3_jax.cli.main import set_platform_defaults
 
 GIB = 2**30
@@ -48,6 +50,11 @@ _LLAMA_8B = (
 )
 # MaxText's settings of each run, and its flags: of its README for that chip.
 SETTINGS = {
+    "32B on v5e": (
+        "compile_topology=v5e-256 per_device_batch_size=4 remat_policy=full global_parameter_scale=32 "
+        "max_target_length=2048",
+        f"{_FUSED} {_OVERLAP}",
+    ),
     "16B": (
         "compile_topology=v5e-256 per_device_batch_size=6 remat_policy=full global_parameter_scale=16 "
         "max_target_length=2048",
@@ -92,7 +99,7 @@ def main() -> None:
 
     wanted = options.only.split(",") if options.only else list(SETTINGS)
     rows = []
-    print(f"{'run':5} {'ours':>8} {'MaxText':>8} {'ratio':>6}   {'ours':>10} {'MaxText':>10}   parts: ours; MaxText's")
+    print(f"{'run':10} {'ours':>8} {'MaxText':>8} {'ratio':>6}   {'ours':>10} {'MaxText':>10}   parts: ours; MaxText's")
     for run in RUNS:
         if run.name in wanted:
             rows.append(compared(run, options))
@@ -102,7 +109,7 @@ def main() -> None:
             )
             ours, theirs = (each[side] for side in SIDES)
             print(
-                f"{run.name:5} {ours['seconds']:6.2f} s {theirs['seconds']:6.2f} s {each['ratio']:6.3f}   "
+                f"{run.name:10} {ours['seconds']:6.2f} s {theirs['seconds']:6.2f} s {each['ratio']:6.3f}   "
                 f"{ours['gib']:6.1f} GiB {theirs['gib']:6.1f} GiB   {parts}",
                 flush=True,
             )
@@ -118,7 +125,6 @@ def compared(run, options) -> dict:
     from ivl3_jax.lab.calibration import Calibration
     from ivl3_jax.lab.hlo import Module
     from ivl3_jax.lab.kernel_time import kernel_seconds
-    from ivl3_jax.lab.search import predicted
     from ivl3_jax.lab.store import Store
     from ivl3_jax.lab.timeline import walk
     from ivl3_jax.lab.topology import Topology
@@ -130,9 +136,7 @@ def compared(run, options) -> dict:
         "ours": kernel_seconds(topology.chip.name, 1, calibration),
         "maxtext": splash_seconds(run, topology.chip, options.texts),
     }
-    ours = predicted(dataclasses.replace(run.case, plan=plan), Store(options.texts)).compiled
-    if not ours.text:
-        raise ValueError(f"{run.name}: {ours.shortage.message}")
+    ours = compiled(dataclasses.replace(run.case, plan=plan), Store(options.texts))
     texts = {
         "ours": (ours.text, {"compile_seconds": ours.compile_seconds, "bytes": ours.memory.total}),
         "maxtext": their_module(run, plan, topology.chip.name, options),
@@ -159,17 +163,16 @@ def their_module(run, plan, chip: str, options) -> tuple[str, dict]:
     if options.our_flags:
         flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options_of(chip, plan).items())
     step = Path(__file__).with_name("maxtext_step.py")
-    made_by = "\n".join((settings, flags, step.read_text(), versions(options.python)))
-    stem = options.texts / f"{run.name}-maxtext-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+    # Not this process's libtpu, which jax has named there, nor its packages.
+    others = {name: value for name, value in os.environ.items() if name not in ("TPU_LIBRARY_PATH", "PYTHONPATH")}
+    given = [others.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    made_by = "\n".join((settings, flags, *given, step.read_text(), versions(options.python)))
+    stem = options.texts / f"{run.name.replace(' ', '-')}-maxtext-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
     text, facts, log = (stem.with_name(stem.name + end) for end in (".hlo", ".json", ".log"))
     if not facts.is_file():
         print(f"{run.name}: MaxText compiles for {run.topology} ...", flush=True)
         command = [options.python, step, text, facts, *settings.split(), f"compile_xla_flags={flags}"]
         with log.open("w") as written:
-            # Not this process's libtpu, which jax has named there, nor its packages.
-            others = {
-                name: value for name, value in os.environ.items() if name not in ("TPU_LIBRARY_PATH", "PYTHONPATH")
-            }
             words = [str(word) for word in command]
             ran = subprocess.run(words, env=others, stdout=written, stderr=subprocess.STDOUT)
         if not facts.is_file():
@@ -181,7 +184,10 @@ def their_module(run, plan, chip: str, options) -> tuple[str, dict]:
 def versions(python: Path) -> str:
     """Of MaxText and what compiles its step, in its environment."""
     asked = "from importlib.metadata import version; print(*map(version, ('maxtext', 'jax', 'libtpu')))"
-    return subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout
+    ran = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True)
+    if ran.returncode:
+        raise ValueError(f"{python} is no interpreter of an environment with maxtext[tpu]: {ran.stderr[-300:]}")
+    return ran.stdout
 
 
 def splash_seconds(run, chip, texts: Path):

@@ -37,7 +37,7 @@ def main() -> None:
     store = Store(options.cache or default_directory())
     calibration = Calibration.read(options.calibration) if options.calibration else Calibration()
     wanted = options.only.split(",") if options.only else [run.name for run in RUNS]
-    runs = [Compiled(run, store) for run in RUNS if run.name in wanted]
+    runs = [Walked(run, store) for run in RUNS if run.name in wanted]
     if options.fit:
         calibration = fitted([run for run in runs if run.run.fitted], calibration)
         print(calibration)
@@ -59,32 +59,45 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-class Compiled:
-    """A run and its module."""
+def compiled(case, store):
+    """What a case was compiled to, kept or compiled now.
+
+    Raises:
+        ValueError: it cannot be compiled, or does not fit.
+    """
+    from ivl3_jax.lab.prediction import compile_case
+
+    found = store.find(case)
+    if found is None:
+        print(f"compiling {case.name} ...", flush=True)
+        found = store.keep(case, compile_case(case))
+    if not found.text:
+        raise ValueError(f"{case.name}: {found.shortage.message}")
+    return found
+
+
+class Walked:
+    """A run, what its step was compiled to, and a way through that by any constants."""
 
     def __init__(self, run, store) -> None:
         from ivl3_jax.lab.hlo import Module
-        from ivl3_jax.lab.search import predicted
 
-        print(f"{run.name}: {'compiling' if store.find(run.case) is None else 'kept'}", flush=True)
-        self.run, self.compiled = run, predicted(run.case, store).compiled
-        if not self.compiled.text:
-            raise ValueError(f"{run.name}: {self.compiled.shortage.message}")
-        self.module = Module.read(self.compiled.text)
+        self.run, self.compiled = run, compiled(run.case, store)
+        self.topology = run.case.topology
+        self.module, self.placed = Module.read(self.compiled.text), self.topology.make_mesh(run.plan)
 
     def predicted(self, calibration):
         from ivl3_jax.lab.kernel_time import kernel_seconds
         from ivl3_jax.lab.timeline import walk
 
-        topology = self.run.case.topology
-        kernels = kernel_seconds(topology.chip.name, 1, calibration)
-        return walk(self.module, topology.make_mesh(self.run.plan), kernels, calibration)
+        kernels = kernel_seconds(self.topology.chip.name, 1, calibration)
+        return walk(self.module, self.placed, kernels, calibration)
 
     def error(self, calibration) -> float:
         return self.predicted(calibration).seconds / self.run.seconds - 1
 
 
-def fitted(runs: list[Compiled], calibration):
+def fitted(runs: list[Walked], calibration):
     """The constants with the least squares of errors, on a grid of steps of 0.05."""
     grid = [n / 20 for n in range(8, 21)]
     tried = [
@@ -94,7 +107,7 @@ def fitted(runs: list[Compiled], calibration):
     return min(tried, key=lambda each: sum(run.error(each) ** 2 for run in runs))
 
 
-def row(each: Compiled, calibration) -> dict:
+def row(each: Walked, calibration) -> dict:
     """What is published of a run, what is predicted, and what compiling took."""
     run, compiled, found = each.run, each.compiled, each.predicted(calibration)
     return {

@@ -89,20 +89,23 @@ def run_best_of(argv: list[str]) -> int:
         BestOfConfig,
         [f"--config={CONFIG.with_name('demo_best_of.yaml')}", *argv],
         prog="ivl3 demo --best-of",
-        description="A small model that adds handwritten digits step by step, a critic that learns to judge its steps, "
-        "and how many answers are right when the best of several is taken, over several seeds.",
+        description="A small model that reads handwriting step by step, a critic that learns to judge its steps, and "
+        "how many answers are right when the best of several is taken, over several seeds.",
         example="ivl3 demo --best-of --seeds '[0]'",
     )
     found = _with_bar(run_best_of_demo, config)
     ways = list(dict.fromkeys(share.way for share in found.shares[0]))
-    table = Table(title="Right answers on held-out handwriting: mean of the seeds, least and most")
+    several = len(config.seeds) > 1
+    spread = ": mean of the seeds, least and most" * several
+    table = Table(title=f"Right answers on held-out handwriting{spread}")
     for name in ("candidates", *ways):
         table.add_column(name, justify="right")
     for count in dict.fromkeys(share.count for share in found.shares[0]):
         cells = []
         for way in ways:
             means = [share.mean for run in found.shares for share in run if (share.way, share.count) == (way, count)]
-            cells.append(f"{sum(means) / len(means):.1%} ({min(means):.1%} to {max(means):.1%})")
+            between = f" ({min(means):.1%} to {max(means):.1%})" * several
+            cells.append(f"{sum(means) / len(means):.1%}{between}")
         table.add_row(str(count), *cells)
     console = Console()
     console.print(table)

@@ -132,7 +132,8 @@ def run_best_of_demo(
     (output / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_table(found, output / "best-of.csv")
     task = "Reading a handwritten digit" if config.digits == 1 else f"Adding {config.digits} handwritten digits"
-    title = f"{task}, step by step: {config.questions:,} questions, {len(config.seeds)} seeds"
+    seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}"
+    title = f"{task}, step by step: {config.questions:,} questions, {seeds}"
     draw(found, output / "best-of.png", title)
     return Found(found, seconds)
 

@@ -75,6 +75,8 @@ def _figures(before: Answer, after: Answer) -> list[str]:
 
 
 def _gibibytes(answer: Answer, kind: str) -> float | None:
+    if kind == "temporaries" and "activations" not in answer.memory:
+        return None  # an earlier answer, whose temporaries are both
     return answer.memory[kind] / GIB if kind in answer.memory else None
 
 

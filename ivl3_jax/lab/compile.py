@@ -50,8 +50,9 @@ class Memory:
     """Bytes of one chip's HBM.
 
     Attributes:
-        parameters, optimizer: their shards. batch: likewise.
+        parameters, optimizer: their shards, without what the plan keeps on the host. batch: likewise.
         temporaries: everything else that the step has at its fullest: activations, gathered weights, gradients.
+            `Prediction.memory` tells the activations apart.
         total: the step at its fullest, padding of layouts included: what the compiler itself holds against the HBM
             when it refuses a step. Its sizes of arguments and temporaries add up to more.
     """
@@ -109,7 +110,8 @@ def compile_step(
 
     Args:
         placed: the plan's mesh. train: what is trained and how; `accumulate` cuts the rows into parts.
-        options: of the compiler; by default `options_of` the chip and the plan.
+        options: of the compiler; by default `options_of` the chip and the plan. Either way those for which the compiler
+            gives a step up are left out, see `fewer_options`.
 
     Raises:
         ValueError: the plan does not fit the model or the batch, or the compiler refuses an option.
@@ -183,7 +185,9 @@ def _beyond(memory: Memory, chip: Chip) -> Shortage | None:
 
 
 def _shard_bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """On the device."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != "pinned_host"]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _known(message: str, plan: ShardingPlan, chip: Chip) -> str:

@@ -13,8 +13,8 @@ def in_plain_words(complaint: str) -> str:
     words = " ".join(complaint.split())
     if found := _TOO_MUCH.search(words):
         return (
-            f"it computes values again to come down to {found[1]}, and comes to {found[2]}: the step is near or over "
-            "what a chip has; a `remat` that keeps less, or fewer rows a chip, would help"
+            f"to save memory it computes values again, but comes to {found[2]}, not to the {found[1]} that it aims at: "
+            "the step is near or over what a chip has; a `remat` that keeps less, or fewer rows a chip, would help"
         )
     if found := _GATHERED.search(words):
         operation, place = _OPERATION.search(words), _PLACE.search(words)

@@ -46,13 +46,14 @@ class Prediction:
     def memory(self) -> dict[str, int]:
         """Bytes of a chip by `MEMORY`, which add up to the step at its fullest; {} where the compiler gave up.
 
-        `activations` are those kept for the backward pass; `temporaries` everything else that is made in the step:
-        weights that are gathered, gradients, what a layer works on.
+        `activations` are those kept for the backward pass, as if they were all there when the step is at its fullest,
+        which the compiler does not say; `temporaries` everything else that is made in the step: weights that are
+        gathered, gradients, what a layer works on.
         """
         memory = self.compiled.memory
         if memory is None:
             return {}
-        activations = min(self.saved, memory.temporaries)
+        activations = max(0, min(self.saved, memory.temporaries))
         rest = memory.temporaries - activations
         sizes = memory.parameters, memory.optimizer, memory.batch, activations, rest
         return dict(zip(MEMORY, sizes, strict=True))

@@ -64,15 +64,16 @@ OPTIONS: Mapping[str, Options] = {
 
 
 def fewer_options(error: Exception, options: Options) -> tuple[Options, str] | None:
-    """With which options a step is to be compiled that the compiler gave up with these, and what is to be told of it.
+    """The options that are left for a step which the compiler gave up for some of them, and what to tell of it.
 
     None where the error has nothing to do with options that could be left out.
     """
     said = str(error)
     if "requires allocation in the alternate memory" in said:  # which a few plans meet
-        taken, why = FUSED_SUMS, "fused sums of gradients find no room in VMEM; the step is compiled without them"
-    elif "Continuation fusion" in said:  # libtpu 0.0.50 takes it for a v5e only
-        taken = _FUSED
+        taken = list(FUSED_SUMS)
+        why = "fused sums of gradients find no room in VMEM; the step is compiled without them"
+    elif "Continuation fusion" in said:  # libtpu 0.0.50 says so of v4 and v5p
+        taken = [name for name in options if "async_collective_fusion" in name]
         why = "this libtpu does not fuse collectives into compute on this chip; the step is compiled without that"
     else:
         return None

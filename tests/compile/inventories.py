@@ -3,7 +3,8 @@
     python -m tests.compile.inventories [NAME ...]
 
 writes those named, or all, for the libtpu that is installed: a JSON file in tests/compile/inventories/. Default options
-of the compiler, which takes a minute or two for each. Read the difference before you commit it.
+of the compiler, which takes a minute or two for each; those named `-trained` have the options of `ivl3 train`, with
+which it takes two or three times as long. Read the difference before you commit it.
 """
 
 import json
@@ -20,7 +21,7 @@ PLANS = {
     "context": {"context": 4},
     "pipeline": {"stage": 4},
 }
-NAMES = [f"{size}-{plan}" for size in SIZES for plan in PLANS]
+NAMES = [f"{size}-{plan}" for size in SIZES for plan in PLANS] + ["1b-fsdp_tensor-trained", "1b-context-trained"]
 
 
 def file_of(name):
@@ -37,14 +38,14 @@ def found(name):
     from ivl3_jax.lab.topology import Topology
     from ivl3_jax.sharding.plan import ShardingPlan
 
-    size, _, plan = name.partition("-")
+    size, plan, *trained = name.split("-")
     model, config = model_of(size)
     topology = Topology.read("v5p:4x4x4")
     plan = fitted(ShardingPlan.read(plan), topology, PLANS[plan])
     tokens, tiles = SIZES[size]
     shape = batch_of(plan, topology, rows_per_chip=None, tokens=tokens, tiles=tiles)
     case = Case(model, config, plan, topology, shape)
-    compiled = compile_step(config, plan, topology.make_mesh(plan), shape, options={})
+    compiled = compile_step(config, plan, topology.make_mesh(plan), shape, options=None if trained else {})
     return inventory(predict(case, compiled).timeline)
 
 

@@ -33,7 +33,10 @@ SHORT = (
             "%add.7 f32[96,64], in jit(step)/decoder/add, lies by {devices=[1,4]<=[4]} and is wanted by "
             "{devices=[4,1]<=[4]}: every device",
         ),
-        (SHORT, "it computes values again to come down to 10.64GiB, and comes to 71.27GiB: the step is near"),
+        (
+            SHORT,
+            "to save memory it computes values again, but comes to 71.27GiB, not to the 10.64GiB that it aims at: the",
+        ),
         ("Something\n  new", "Something new"),
     ],
 )
