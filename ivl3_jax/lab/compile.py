@@ -170,8 +170,8 @@ def _abstract_batch(
 
 def _memory(analysis: Any, state: Any, batch: Any) -> Memory:
     total = analysis.peak_memory_in_bytes
-    parameters, inputs = _shard_bytes(state.params), _shard_bytes(batch)
-    optimizer = _shard_bytes(state) - parameters
+    parameters, inputs = shard_bytes(state.params), shard_bytes(batch)
+    optimizer = shard_bytes(state) - parameters
     return Memory(parameters, optimizer, inputs, total - parameters - optimizer - inputs, total)
 
 
@@ -184,8 +184,8 @@ def _beyond(memory: Memory, chip: Chip) -> Shortage | None:
     return Shortage("HBM", memory.total, available, told)
 
 
-def _shard_bytes(tree: Any) -> int:
-    """On the device."""
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one device's shards of abstract arrays, without those that the host's memory keeps."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != "pinned_host"]
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ivl3_jax.config import InternVLConfig
-from ivl3_jax.lab.compile import BatchShape, compile_step
+from ivl3_jax.lab.compile import BatchShape, compile_step, shard_bytes
 from ivl3_jax.lab.hlo import Module
 from ivl3_jax.lab.kernel_time import kernel_seconds
 from ivl3_jax.lab.saved import saved_bytes
@@ -31,6 +34,15 @@ def config():
 def placed(libtpu):
     plan = ShardingPlan.read("fsdp_tensor", {"fsdp": 2, "tensor": 2})
     return plan, Topology.read("v5e:2x2").make_mesh(plan)
+
+
+def test_what_the_host_keeps_takes_nothing_of_the_chip(placed):
+    mesh = placed[1].mesh
+    kept = [
+        jax.ShapeDtypeStruct((8, 6), "float32", sharding=NamedSharding(mesh, P("fsdp"), memory_kind=kind))
+        for kind in (None, "device", "pinned_host")
+    ]
+    assert shard_bytes(kept) == 2 * 4 * 6 * 4
 
 
 @pytest.mark.long
