@@ -50,11 +50,6 @@ _LLAMA_8B = (
 )
 # MaxText's settings of each run, and its flags: of its README for that chip.
 SETTINGS = {
-    "32B on v5e": (
-        "compile_topology=v5e-256 per_device_batch_size=4 remat_policy=full global_parameter_scale=32 "
-        "max_target_length=2048",
-        f"{_FUSED} {_OVERLAP}",
-    ),
     "16B": (
         "compile_topology=v5e-256 per_device_batch_size=6 remat_policy=full global_parameter_scale=16 "
         "max_target_length=2048",
@@ -62,6 +57,11 @@ SETTINGS = {
     ),
     "64B": (
         "compile_topology=v5e-256 per_device_batch_size=2 remat_policy=full global_parameter_scale=64 "
+        "max_target_length=2048",
+        f"{_FUSED} {_OVERLAP}",
+    ),
+    "32B on v5e": (
+        "compile_topology=v5e-256 per_device_batch_size=4 remat_policy=full global_parameter_scale=32 "
         "max_target_length=2048",
         f"{_FUSED} {_OVERLAP}",
     ),
