@@ -92,8 +92,11 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
         arguments = {name: values[name] for name in _settings(target)}
         return target(**arguments) if is_class else types.SimpleNamespace(**arguments)
     except ValueError as error:
-        where = f"{', '.join(files)}: " if files else ""
-        raise UsageError(f"{where}{_tidy(str(error))}") from error
+        message = _tidy(str(error))
+        field = re.match(r"\w+\.(\w+) is ", message)
+        typed = field and any(name.rpartition(".")[2] == field[1] for name, _ in _options(argv))
+        where = f"{', '.join(files)}: " if files and not typed else ""
+        raise UsageError(f"{where}{message}") from error
 
 
 def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> T:

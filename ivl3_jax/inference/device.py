@@ -53,9 +53,11 @@ class Device:
             module.serve()
             module.decoder.layers = unstack(module.decoder.layers)
             if "weights" in int8:
-                for _, part in nnx.iter_graph(module.decoder):
-                    if isinstance(part, Linear):
-                        part.to_int8()
+                for part in _linears(module.decoder):
+                    part.to_int8()
+            if self.mesh.devices.flat[0].platform == "cpu":
+                for part in _linears(module.decoder):
+                    part.put_outputs_first()
             graphdef, self._params = nnx.split(module)
             self.programs = programs_of(graphdef)
             kind = "int8" if "cache" in int8 else "plain"
@@ -184,6 +186,10 @@ def fitting(count: int, least: int = 1, factor: int = 2) -> int:
     while size < count:
         size *= factor
     return size
+
+
+def _linears(module: nnx.Module) -> list[Linear]:
+    return [part for _, part in nnx.iter_graph(module) if isinstance(part, Linear)]
 
 
 def _filled(rows: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> np.ndarray:

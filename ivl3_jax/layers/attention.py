@@ -45,7 +45,7 @@ class Attention(nnx.Module):
         context: Context = GATHER,
     ) -> None:
         self.axes, self.out_axes, self.causal, self.rules = axes, out_axes, causal, rules
-        self.context = context
+        self.context, self.kv_heads, self.head_dim = context, kv_heads, head_dim
         self.kv_axis = "heads" if kv_heads == heads else "kv_heads"
         shared = {"init": normal(std), "rules": rules, "rngs": rngs, "dtype": dtype}
         self.q = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, bias=qkv_bias, name="q", **shared)
@@ -108,11 +108,11 @@ class Attention(nnx.Module):
     def new_cache(self, kind: str, pages: int, page: int, dtype: jnp.dtype) -> AnyCache:
         """An empty cache: pages of so many positions; see `kernels.decoding.new_cache`."""
         heads = self.rules.activation("heads")[0]
-        return new_cache(kind, pages, page, self.cached_heads, self.k.kernel.shape[-1], dtype, heads)
+        return new_cache(kind, pages, page, self.cached_heads, self.head_dim, dtype, heads)
 
     @property
     def cached_heads(self) -> int:
         """The kv heads in a cache: where query heads alone are sharded, each shard has those that it reads."""
-        K, heads = self.k.kernel.shape[-2], self.rules.activation("heads")
+        K, heads = self.kv_heads, self.rules.activation("heads")
         shards = shard_count(heads[0]) if in_use(self.rules.activation(self.kv_axis))[0] is None else 1
         return K * shards // math.gcd(K, shards)

@@ -9,7 +9,7 @@ from ivl3_jax.config import DecoderConfig
 from ivl3_jax.kernels.decoding import AnyCache, Places
 from ivl3_jax.layers import pipeline, stack
 from ivl3_jax.layers.attention import Attention
-from ivl3_jax.layers.linear import Linear
+from ivl3_jax.layers.linear import Linear, contract
 from ivl3_jax.layers.mlp import SwiGLU
 from ivl3_jax.layers.norm import RMSNorm
 from ivl3_jax.layers.parameter import Initializer, accumulation_dtype, normal, padded, parameter
@@ -208,11 +208,12 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [B, S, D] to [B, S, vocab] in their dtype, without the plan's padding."""
-        layout = self.rules.activation(*INSIDE, "vocab")
-        kernel = reshard(self.output_kernel(hidden.dtype), self.rules.activation("embed", "vocab"))
-        logits = jnp.einsum(
-            "bsd,dv->bsv", reshard(hidden, self.rules.activation(*INSIDE, "embed")), kernel, out_sharding=layout
-        )
+        hidden = reshard(hidden, self.rules.activation(*INSIDE, "embed"))
+        if self.config.tie_embeddings:
+            table, in_use = self.embed.table[...].astype(hidden.dtype), self.rules.activation("vocab", "embed")
+            logits = contract(hidden, table, in_use, self.rules.activation(*INSIDE, "vocab"), outputs_first=True)
+        else:
+            logits = self.head(hidden, *INSIDE)
         if logits.shape[-1] == self.config.vocab:
             return logits
         return reshard(logits, self.rules.activation(*INSIDE, None))[..., : self.config.vocab]

@@ -180,6 +180,11 @@ def test_mistakes_in_options(argv, message):
     assert mistake("--model", "m", *argv) == message
 
 
+def test_a_value_that_was_typed_is_not_put_down_to_a_file(write):
+    message = mistake("--config", write("model: m"), "--optimizer.learning-rate", "-1")
+    assert message == "Optimizer.learning_rate is -1.0; it must be positive"
+
+
 def test_a_file_for_a_part(write):
     assert run("--model", "m", "--optimizer", write("kind: sgd")).optimizer == Optimizer(kind="sgd")
     assert mistake("--model", "m", "--optimizer", write("lr: 1")).startswith("recipe.yaml: lr is not a setting")
