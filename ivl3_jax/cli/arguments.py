@@ -93,8 +93,10 @@ def parse(target: Any, argv: Sequence[str], *, prog: str, description: str = "",
         return target(**arguments) if is_class else types.SimpleNamespace(**arguments)
     except ValueError as error:
         message = _tidy(str(error))
-        field = re.match(r"\w+\.(\w+) is ", message)
-        typed = field and any(name.rpartition(".")[2] == field[1] for name, _ in _options(argv))
+        fault = re.match(r"\w+\.(\w+) is ([^;]*)", message)
+        typed = fault and any(
+            name.rpartition(".")[2] == fault[1] and _same(text, fault[2]) for name, text in _options(argv)
+        )
         where = f"{', '.join(files)}: " if files and not typed else ""
         raise UsageError(f"{where}{message}") from error
 
@@ -115,6 +117,11 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
     for name, value in (overrides or {}).items():
         argv.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     return parse(kind, argv, prog=kind.__name__)
+
+
+def _same(typed: str, shown: str) -> bool:
+    """Whether the text of an option is the value that a message shows."""
+    return typed == shown.strip("'\"") or bool(yaml.safe_load(typed) == yaml.safe_load(shown))
 
 
 def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:

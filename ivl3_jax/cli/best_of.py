@@ -87,7 +87,7 @@ def best_of(
         mesh: sizes of its axes.
         rows: answers that are generated at once.
         positions: of the cache, of all rows together; by default it grows.
-        int8: what is kept in eight bits, of weights and cache.
+        int8: what is kept in eight bits, of weights and cache, the critic's too.
     """
     from ivl3_jax.data.records import Message, Sample
     from ivl3_jax.inference.request import Limits
@@ -112,7 +112,8 @@ def best_of(
         if critic is not None:
             # The same checkpoint twice is one.
             same = (critic.resolve(), critic_system) == (directory.resolve(), system)
-            other = chat_of(critic, dtype, plan, mesh, system=critic_system, limits=limits) if not same else chat
+            shared = {"system": critic_system, "limits": limits, "int8": int8}
+            other = chat if same else chat_of(critic, dtype, plan, mesh, **shared)
             judge = Critic(other, max_steps)
         return BestOf(chat, judge, samples=samples, sampling=sampling, max_new_tokens=max_new_tokens, prompt=told)
 

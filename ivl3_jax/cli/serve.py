@@ -132,7 +132,9 @@ def serve(
             names=LOOPBACK if host in LOOPBACK else None,
         ),
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    # Idle connections are kept for longer than clients keep them (httpx 5 s): who ends one cannot send on it just then.
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
     listening.listen(2048)  # so that whoever reads the line below is heard
     where, free = listening.getsockname()[:2]
     where = f"[{where}]" if ":" in where else where

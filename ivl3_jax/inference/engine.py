@@ -62,6 +62,12 @@ class Engine:
         longest = self.config.decoder.longest_row
         return longest if self.limits.positions is None else min(longest, self.limits.positions)
 
+    def left(self, prompt: Encoded) -> int:
+        """Tokens that an answer to this prompt may have; below 1 if it does not fit."""
+        # Positions and tokens of a prompt differ: several visual ones may share a step, see data/positions.py.
+        left, room = self.config.decoder.longest_row - int(prompt.positions[-1]) - 1, self.limits.positions
+        return left if room is None else min(left, room - len(prompt))
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""

@@ -20,6 +20,11 @@ def on_gpu() -> bool:
     return _device().platform in ("gpu", "cuda")
 
 
+def on_cpu() -> bool:
+    """Whether a function is being traced for a CPU."""
+    return _device().platform == "cpu"
+
+
 def _device() -> AbstractDevice | jax.Device:
     """That of the mesh that is set; without one the default device."""
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]

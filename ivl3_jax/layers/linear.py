@@ -9,11 +9,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
+from ivl3_jax.kernels.chip import on_cpu
 from ivl3_jax.layers.parameter import Initializer, constant, parameter
 from ivl3_jax.sharding.local import mesh_axes, shard_count
 from ivl3_jax.sharding.plan import Rules
 
-FEW = 64  # rows of x up to which a kernel whose outputs stand first is the first factor of a product
+FEW = 64  # rows of x up to which CPUs take a kernel whose outputs stand first as the first factor of a product
 
 
 class Linear(nnx.Module):
@@ -71,8 +72,10 @@ class Linear(nnx.Module):
         return self.named(y)
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:
-        """W in this dtype, laid out as it is stored."""
-        kernel = self.kernel[...].astype(dtype)
+        """W [*inputs, *outputs] in this dtype, laid out as it is stored."""
+        kernel, inputs, outputs = self.kernel[...].astype(dtype), len(self.inputs), len(self.outputs)
+        if self.outputs_first:
+            kernel = jnp.moveaxis(kernel, range(-inputs, 0), range(-inputs - outputs, -outputs))
         return kernel * self.scale[...].astype(dtype) if hasattr(self, "scale") else kernel
 
     def put_outputs_first(self) -> None:
@@ -90,8 +93,11 @@ class Linear(nnx.Module):
     def to_int8(self) -> None:
         """Rounds W to int8, with one scale for each output: its largest weight becomes 127. For inference only.
 
-        It comes before `put_outputs_first`.
+        Raises:
+            ValueError: its outputs stand first already.
         """
+        if self.outputs_first:
+            raise ValueError("the kernel's outputs stand first; round it before put_outputs_first")
         kernel, inputs = self.kernel[...], len(self.inputs)
         first = kernel.ndim - inputs - len(self.outputs)  # behind the layers of a stack
         summed = tuple(range(first, first + inputs))
@@ -130,7 +136,7 @@ def contract(
     kernel = brought(kernel, used, rows)
 
     def product(layout: PartitionSpec) -> jax.Array:
-        if outputs_first and math.prod(x.shape[:leading]) <= FEW:
+        if outputs_first and on_cpu() and math.prod(x.shape[:leading]) <= FEW:
             first = layout.update(partitions=(layout[-1], *layout[:-1]))
             y = jax.lax.dot_general(kernel, x, (((1,), (leading,)), ((), ())), out_sharding=first)
             return jnp.moveaxis(y, 0, -1)

@@ -14,6 +14,7 @@ from ivl3_jax.inference.engine import Engine
 from ivl3_jax.inference.request import Limits, Request, Said
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.kernels.family import preferring
+from ivl3_jax.layers.linear import Linear
 from ivl3_jax.models.model import Model
 from ivl3_jax.sharding.plan import ShardingPlan
 from ivl3_jax.sharding.plan_file import PLAN_DIRECTORY
@@ -361,6 +362,14 @@ def test_every_plan_gives_the_same_answers(name, sizes, answers):
     assert Engine(sharded, SMALL).generate(PROMPTS, NEW, ()) == [one[:NEW] for one in answers]
 
 
+@pytest.mark.parametrize("int8", [(), ("weights",)])
+def test_weights_with_inputs_first_as_accelerators_have_them(int8, answers, monkeypatch):
+    sharded = Model.init(CONFIG, ShardingPlan.read("fsdp_tensor", PLANS["fsdp_tensor"]), seed=1)
+    expected = Engine(sharded, SMALL, int8).generate(PROMPTS, NEW, ()) if int8 else [one[:NEW] for one in answers]
+    monkeypatch.setattr(Linear, "put_outputs_first", lambda self: None)
+    assert Engine(sharded, SMALL, int8).generate(PROMPTS, NEW, ()) == expected
+
+
 def rounded(kernel, inputs, first):
     """A kernel as int8 has it: each output in 127 steps of its largest weight."""
     scale = np.abs(kernel).max(axis=tuple(range(first, first + inputs)), keepdims=True) / 127
@@ -422,6 +431,16 @@ def test_float64():
 def test_what_cannot_be_generated(engine, request_, message):
     with pytest.raises(ValueError, match=message):
         engine.submit(request_)
+
+
+def test_what_is_left_for_an_answer_counts_tokens_and_positions():
+    engine = Engine(model(), Limits(rows=1, page=16, positions=64))
+    plain = PROMPTS[1]
+    shared = dataclasses.replace(plain, positions=plain.positions / 4)  # as V2PE's steps are
+    assert engine.left(plain) == engine.left(shared) == 64 - len(plain)
+    engine.submit(Request(shared, engine.left(shared)))
+    with pytest.raises(ValueError, match="the cache has room for 64"):
+        engine.submit(Request(shared, engine.left(shared) + 17))
 
 
 def test_no_prompt(engine):

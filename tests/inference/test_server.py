@@ -74,7 +74,7 @@ def app(chat, pictures):
 
 def served(app):
     """Runs an application in a thread; yields its address."""
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error")
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_keep_alive=75)
     server, listening = uvicorn.Server(config), config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -132,7 +132,8 @@ def test_several_turns_with_pictures_and_a_system_message(client, chat):
     messages = [{"role": "system", "content": "Be brief."}, *asked("One?", data_url(png()))["messages"]]
     found = client.chat.completions.create(**asked() | {"messages": messages})
     assert found.choices[0].message.content == first
-    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Two?"}]
+    # As clients do: the message that came is sent back.
+    messages += [found.choices[0].message, {"role": "user", "content": "Two?"}]
     found = client.chat.completions.create(**asked() | {"messages": messages})
     assert found.choices[0].message.content == second
     assert found.usage.prompt_tokens_details.cached_tokens > 0

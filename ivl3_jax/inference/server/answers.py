@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from ivl3_jax.data.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ class Answer:
         ticket: of the engine, once it has said something.
     """
 
-    asked: ChatRequest
+    asked: InitVar[ChatRequest]  # not kept: it has the pictures
     model: str
     tokenizer: Tokenizer
     prompt_tokens: int
@@ -39,9 +39,10 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     ticket: Ticket | None = None
 
-    def __post_init__(self) -> None:
-        stops = self.asked.stop or []
-        self.choices = [Choice(Wording(self.tokenizer, stops)) for _ in range(self.asked.n or 1)]
+    def __post_init__(self, asked: ChatRequest) -> None:
+        self.choices = [Choice(Wording(self.tokenizer, asked.stop or [])) for _ in range(asked.n or 1)]
+        self._logprobs = bool(asked.logprobs)
+        self._counted = asked.stream_options is not None and asked.stream_options.include_usage
 
     async def pieces(self, said: AsyncIterator[tuple[Ticket, Said]]) -> AsyncIterator[tuple[int, str, list | None]]:
         """(choice, text, log-probabilities) as they come; an answer that is at a stop string is cancelled."""
@@ -64,7 +65,7 @@ class Answer:
                 choice.finish = one.finish
             if text or choice.finish is not None:
                 told, choice.untold = choice.untold, []
-                yield one.sample, text, told if self.asked.logprobs else None
+                yield one.sample, text, told if self._logprobs else None
 
     def whole(self, texts: list[str], logprobs: list[list]) -> dict[str, Any]:
         """The completion, when everything is said."""
@@ -72,7 +73,7 @@ class Answer:
             {
                 "index": number,
                 "message": {"role": "assistant", "content": texts[number], "refusal": None},
-                "logprobs": {"content": logprobs[number], "refusal": None} if self.asked.logprobs else None,
+                "logprobs": {"content": logprobs[number], "refusal": None} if self._logprobs else None,
                 "finish_reason": choice.finish,
             }
             for number, choice in enumerate(self.choices)
@@ -81,9 +82,7 @@ class Answer:
 
     async def events(self, said: AsyncIterator[tuple[Ticket, Said]]) -> AsyncIterator[str]:
         """The same as a stream of server-sent events."""
-        options = self.asked.stream_options
-        counted = options is not None and options.include_usage
-        head = self._head("chat.completion.chunk") | ({"usage": None} if counted else {})
+        head = self._head("chat.completion.chunk") | ({"usage": None} if self._counted else {})
 
         def event(number: int, delta: dict, logprobs: list | None = None, finish: str | None = None) -> str:
             told = None if logprobs is None else {"content": logprobs, "refusal": None}
@@ -97,7 +96,7 @@ class Answer:
                 yield event(number, {"content": text}, logprobs)
             if (finish := self.choices[number].finish) is not None:
                 yield event(number, {}, finish=finish)
-        if counted:
+        if self._counted:
             yield _event({**head, "choices": [], "usage": self.usage})
         yield "data: [DONE]\n\n"
 

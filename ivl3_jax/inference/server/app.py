@@ -79,7 +79,7 @@ class Server:
     def __init__(self, chat: Chat, settings: Settings) -> None:
         self.processor, self.settings = chat.processor, settings
         self.service, self.metrics, self.began = Service(chat.engine), Metrics(), int(time.time())
-        self.room = chat.engine.room
+        self.left = chat.engine.left
         self._places = asyncio.Semaphore(settings.bounds.waiting)
 
     async def _place(self) -> None:
@@ -98,6 +98,7 @@ class Server:
                 asked, request = await self._asked(call)
             answer = Answer(asked, self.settings.model, self.processor.tokenizer, len(request.prompt))
             streaming = bool(asked.stream)
+            del asked
             if streaming:
                 return _Events(self._streamed(answer, request, began), self._places.release)
             return await self._whole(call, answer, request, began)
@@ -114,7 +115,7 @@ class Server:
             raise ApiError(404, told, param="model", code="model_not_found")
         bounds = self.settings.bounds
         encoded = await prompts.prompt(asked, self.processor, self.settings.sources, bounds)
-        return asked, prompts.request(asked, encoded, self.processor, bounds, self.room)
+        return asked, prompts.request(asked, encoded, self.processor, bounds, self.left(encoded))
 
     def _left(self, began: float) -> float:
         """Seconds that a request which began then may still take."""

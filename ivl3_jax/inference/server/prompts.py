@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,7 +27,8 @@ class Bounds:
 
     Attributes:
         images: pictures of all its messages. tokens: of each answer; also what is generated where it says nothing.
-        samples: answers. body: bytes. seconds: until it is answered. waiting: requests that are taken at a time.
+        samples: answers. body: bytes, of all its pictures as well. seconds: until it is answered.
+        waiting: requests that are taken at a time.
     """
 
     images: int = 32
@@ -52,12 +53,24 @@ async def prompt(asked: ChatRequest, processor: Processor, sources: Sources, bou
     if len(pictures) > bounds.images:
         told = f"messages have {len(pictures)} pictures; at most {bounds.images} are taken"
         raise ApiError(400, told, param="messages", code="too_many_images")
-    images: list[Stored] = [await fetch(url, sources, place) for place, url in pictures]
+    images = await _fetched(pictures, sources, bounds)
     try:
-        sample = Sample(tuple(messages), tuple(images), where="messages")
+        sample = Sample(tuple(messages), images, where="messages")
         return await aside(processor.encode_prompt, sample)
     except Fault as fault:
         raise ApiError(400, str(fault), param="messages", code="invalid_messages") from None
+
+
+async def _fetched(pictures: Sequence[tuple[str, str]], sources: Sources, bounds: Bounds) -> tuple[Stored, ...]:
+    """The files of pictures; one that is named several times is read once."""
+    found: dict[str, Stored] = {}
+    for place, url in pictures:
+        if url not in found:
+            found[url] = await fetch(url, sources, place)
+        if sum(len(image.data) for image in found.values()) > bounds.body:
+            told = f"{place}: the pictures have over {bounds.body / 2**20:.3g} MiB together, the most that is taken"
+            raise ApiError(400, told, param=place, code="image_too_large")
+    return tuple(found[url] for _, url in pictures)
 
 
 async def aside(call: Callable[..., T], *arguments: Any) -> T:
@@ -92,11 +105,11 @@ def _message(message: ChatMessage, number: int, pictures: list[tuple[str, str]],
     return Message(role, "\n".join(texts))
 
 
-def request(asked: ChatRequest, encoded: Encoded, processor: Processor, bounds: Bounds, room: int) -> Request:
+def request(asked: ChatRequest, encoded: Encoded, processor: Processor, bounds: Bounds, left: int) -> Request:
     """The engine's request.
 
     Args:
-        room: positions that prompt and answer may have.
+        left: tokens that an answer may have behind the prompt.
 
     Raises:
         ApiError: 400; more answers or tokens are asked for than are given.
@@ -110,12 +123,11 @@ def request(asked: ChatRequest, encoded: Encoded, processor: Processor, bounds: 
         raise ApiError(
             400, f"{field} is {wanted}; at most {bounds.tokens} are given", param=field, code="invalid_value"
         )
-    left = room - int(encoded.positions[-1]) - 1
     if left < (wanted or 1):
         told = (
-            f"the prompt takes {int(encoded.positions[-1]) + 1} positions"
-            + (f" and {field} is {wanted}" if wanted else "")
-            + f"; the model takes {room}: send fewer or smaller pictures or less text, or ask for fewer tokens"
+            f"the prompt has {len(encoded)} tokens, behind which there is room for {max(left, 0)}"
+            + (f", and {field} is {wanted}" if wanted else "")
+            + ": send fewer or smaller pictures or less text, or ask for fewer tokens"
         )
         raise ApiError(400, told, param="messages", code="context_length_exceeded")
     given = {

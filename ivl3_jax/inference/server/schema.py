@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ivl3_jax.inference.request import MOST_LOGPROBS
 from ivl3_jax.inference.server.errors import ApiError
@@ -20,6 +20,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
+}
+# What an assistant's message of an answer has besides its words, which clients send back as they got it.
+EMPTY: dict[str, tuple[Any, ...]] = {
+    "refusal": (None,),
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "tool_calls": (None, []),
 }
 IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 
@@ -58,6 +66,14 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("role") != "assistant":
+            return value
+        kept = {name: field for name, field in value.items() if field not in EMPTY.get(name, ())}
+        return kept | {"content": ""} if kept.get("content", "") is None else kept
 
 
 class StreamOptions(_Strict):

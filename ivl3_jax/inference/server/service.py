@@ -1,6 +1,7 @@
 """The engine in a thread of its own, and how coroutines hear what it says."""
 
 import asyncio
+import logging
 import threading
 import traceback
 from collections.abc import AsyncGenerator
@@ -91,6 +92,7 @@ class Service:
             try:
                 self.engine.step()
             except Exception:
+                logging.getLogger(__name__).exception("the engine broke down")
                 self.failure = traceback.format_exc(limit=-3)
                 for ticket in list(self.running):
                     if ticket.listener is not None:
