@@ -1,9 +1,11 @@
 """The generation engine: continuous batching over a paged KV cache, beginnings shared, prompts prefilled in pieces."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import jax
 import numpy as np
 
 from ivl3_jax.data.encoded import Encoded
@@ -46,6 +48,8 @@ class Engine:
         self.config, self.mesh, self.limits = model.config, model.mesh, limits or Limits()
         count = 1 + -(-(self.limits.positions or FIRST_POSITIONS) // self.limits.page)
         self._pages = Pages(count)
+        longest = -(-self.config.decoder.longest_row // self.limits.page)
+        self._most_pages = count if self.limits.positions else 1 + self.limits.rows * longest
         # As many as pieces of prompts may need at once.
         most = 2 * self.limits.piece // self.config.tile_tokens + 2 * self.limits.piece // self.limits.page
         tiles = max(self.limits.tiles, most)
@@ -153,12 +157,20 @@ class Engine:
         self._prefills.waiting.append(prefill)
 
     def _grown(self) -> bool:
-        """Doubles the cache, unless its size was given or it has room for all rows at their longest."""
-        longest = -(-self.config.decoder.longest_row // self.limits.page)
-        most = 1 + self.limits.rows * longest
-        if self.limits.positions is not None or self._pages.count >= most:
+        """Doubles the cache, unless its size was given, it has room for all rows at their longest, or memory is out."""
+        if self._pages.count >= self._most_pages:
             return False
-        self._grow(min(most, 2 * self._pages.count - 1))
+        try:
+            self._grow(min(self._most_pages, 2 * self._pages.count - 1))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            self._most_pages = self._pages.count
+            positions = (self._pages.count - 1) * self.limits.page
+            logging.getLogger(__name__).warning(
+                "no memory for a larger cache: it stays at %d positions, and rows take turns", positions
+            )
+            return False
         return True
 
     def _grow(self, pages: int) -> None:

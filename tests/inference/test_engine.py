@@ -303,6 +303,20 @@ def test_a_cache_of_no_stated_size_grows_instead_of_taking_turns(answers, monkey
         assert bool(ways) == turns
 
 
+def test_rows_take_turns_where_memory_is_out(answers, monkeypatch, caplog):
+    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 160)
+    full = Engine(model(), Limits(rows=4, page=16, piece=32))
+
+    def refuse(pages):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(full._device, "grow", refuse)
+    assert full.generate(PROMPTS, 3 * NEW, ()) == answers
+    assert [record.message for record in caplog.records if "no memory" in record.message] == [
+        "no memory for a larger cache: it stays at 160 positions, and rows take turns"
+    ]
+
+
 def test_a_prompt_of_many_more_pages_than_its_first_piece():
     """The table of a piece has room for the pages up to its end, and the prompt has others behind."""
     long = prompt(330, 4, 5)
