@@ -121,7 +121,10 @@ def read(kind: type[T], file: str | Path | Iterable[str | Path] = (), overrides:
 
 def _same(typed: str, shown: str) -> bool:
     """Whether the text of an option is the value that a message shows."""
-    return typed == shown.strip("'\"") or bool(yaml.safe_load(typed) == yaml.safe_load(shown))
+    try:
+        return float(typed) == float(shown)
+    except ValueError:
+        return typed == shown.strip("'\"")
 
 
 def _spell_out(target: Any, argv: Sequence[str]) -> list[str]:

@@ -183,6 +183,8 @@ def test_mistakes_in_options(argv, message):
 def test_a_value_that_was_typed_is_not_put_down_to_a_file(write):
     message = mistake("--config", write("model: m"), "--optimizer.learning-rate", "-1")
     assert message == "Optimizer.learning_rate is -1.0; it must be positive"
+    odd = mistake("--config", write("model: m"), "--model", "@m", "--optimizer.learning-rate", "-1")  # "@" is no YAML
+    assert odd == message
     wrong = write("model: m\nsecond: {learning_rate: -1}")
     message = mistake("--config", wrong, "--optimizer.learning-rate", "2")
     assert message == "recipe.yaml: Optimizer.learning_rate is -1.0; it must be positive"

@@ -31,7 +31,9 @@ def test_outputs_first(inputs, outputs, rows, int8, sizes):
         if int8:
             linear.to_int8()
         expected = linear(x, "batch", "sequence")
+        weight = linear.weight(jnp.float64)
         linear.put_outputs_first()
+        assert (linear.weight(jnp.float64) == weight).all()
         assert linear.kernel.shape == (*outputs.values(), *inputs.values())
         found = linear(x, "batch", "sequence")
         assert found.shape == expected.shape == (rows, 2, *outputs.values())
