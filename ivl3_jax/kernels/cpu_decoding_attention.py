@@ -1,0 +1,71 @@
+"""Attention of a few new positions of each row to a paged cache, for CPUs: XLA's own operations, few of them."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PAGES = 4, 32  # that are looked at together: so many for each row, and at most so many
+WIDTH = 128  # numbers of a position that one product takes
+
+
+def paged_attention(q: jax.Array, cache: Sequence[jax.Array], table: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`oracle.paged_attention` of queries whose positions are in the cache already.
+
+    The pages of all rows are one list, of which some are looked at together: nothing behind a row's end is read,
+    however their lengths differ, and there are few operations, of which each costs a CPU some microseconds. What pages
+    give of a row is put together by a running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867).
+
+    Args:
+        q: [B, S, N, H], the queries at positions lengths .. lengths + S - 1 of each row.
+        cache: keys and values [pages, page, K·H], and where they are int8 the scales of both, [pages, page, K].
+        table: int32 [B, M], the pages of each row. lengths: int32 [B].
+
+    Returns:
+        [B, S, N, H] in q's dtype; softmax and products in at least float32.
+    """
+    B, S, N, H = q.shape
+    page, K = cache[0].shape[1], cache[0].shape[2] // H
+    accumulate = jnp.promote_types(q.dtype, jnp.float32)
+    lowest = jnp.finfo(accumulate).min
+    # Narrow heads share a product, whose queries are zero where the keys are another head's: n products for n·g heads.
+    g = math.gcd(K, max(1, WIDTH // H))
+    n, R = K // g, S * (N // K)  # R queries of each kv head
+    heads = q.reshape(B, S, n, g, N // K, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, n, g, R, 1, H)
+    own = jnp.eye(g, dtype=accumulate)[:, None, :, None]
+    queries = (heads.astype(accumulate) * H**-0.5 * own).reshape(B, n, g * R, g * H)
+    last = jnp.tile(jnp.repeat(lengths[:, None] + jnp.arange(S), N // K, axis=1), (1, g))  # [B, g·R], seen by each
+
+    counts = (lengths + S - 1) // page + 1
+    ends = jnp.cumsum(counts)
+    together = min(PAGES[0] * B, PAGES[1])
+
+    def look(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        most, total, sums = carry
+        item = step * together + jnp.arange(together)
+        row = jnp.minimum((item[:, None] >= ends).sum(1), B - 1)
+        turn = item - (ends - counts)[row]  # behind the list's end: pages of the last row that it has not, unseen
+        pages = table[row, jnp.minimum(turn, table.shape[1] - 1)]
+        keys, values, *scales = (x[pages].astype(accumulate) for x in cache)
+        if scales:
+            pairs = zip((keys, values), scales, strict=True)
+            keys, values = (x.reshape(*scale.shape, H) * scale[..., None] for x, scale in pairs)
+        keys, values = (x.reshape(together, page, n, g * H) for x in (keys, values))
+        seen = (turn * page)[:, None, None] + jnp.arange(page) <= last[row][:, :, None]
+        scores = jnp.where(seen[:, None], jnp.einsum("inrc,ipnc->inrp", queries[row], keys), -jnp.inf)
+        mine = row == jnp.arange(B)[:, None]
+        highest = jnp.where(mine[:, :, None, None], scores.max(-1), lowest).max(1)  # [B, n, g·R]
+        highest = jnp.maximum(most, highest)
+        weights, kept = jnp.exp(scores - highest[row][..., None]), jnp.exp(most - highest)
+        found = jnp.einsum("inrp,ipnc->inrc", weights, values)
+        to_rows = mine.astype(accumulate)
+        total = total * kept + jnp.tensordot(to_rows, weights.sum(-1), 1)
+        return highest, total, sums * kept[..., None] + jnp.tensordot(to_rows, found, 1)
+
+    shape = B, n, g * R
+    begin = jnp.full(shape, lowest, accumulate), jnp.zeros(shape, accumulate), jnp.zeros((*shape, g * H), accumulate)
+    _, total, sums = lax.fori_loop(0, -(-ends[-1] // together), look, begin)
+    y = jnp.einsum("bngrgh->bngrh", (sums / total[..., None]).reshape(B, n, g, R, g, H))
+    return y.reshape(B, n, g, S, N // K, H).transpose(0, 3, 1, 2, 4, 5).reshape(B, S, N, H).astype(q.dtype)
