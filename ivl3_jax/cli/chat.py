@@ -36,14 +36,18 @@ def run(argv: list[str]) -> int:
     from ivl3_jax.data.video import is_video
     from ivl3_jax.inference.chat import Chat
     from ivl3_jax.inference.sampling import Sampling
+    from ivl3_jax.sharding.plan import ShardingPlan
 
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    sampling = Sampling(
+        arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.repetition_penalty
+    )
     images = [file for file in files if not is_video(file)]
     videos = [Video(file, arguments.frames, arguments.clip) for file in files if is_video(file)]
     if not videos and arguments.clip:
         raise UsageError("--clip is given, but no video")
-    model = load(arguments.directory, dtype=arguments.dtype, dynamic_ntk=not arguments.no_dynamic_ntk)
-    chat = Chat(model, system=arguments.system, visual_delta=arguments.visual_delta)
+    plan = ShardingPlan.read(arguments.plan, arguments.mesh)
+    model = load(arguments.directory, arguments.dtype, plan, dynamic_ntk=not arguments.no_dynamic_ntk)
+    chat = Chat(model, system=arguments.system, visual_delta=arguments.visual_delta, int8=arguments.int8 or ())
     del model
     settings = {"max_new_tokens": arguments.max_new_tokens, "sampling": sampling}
     if talking:
@@ -86,6 +90,13 @@ def _fraction(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/4") from None
 
 
+def _mesh(text: str) -> dict[str, int]:
+    axes = re.findall(r"(\w+)\s*:\s*(\d+)", text)
+    if re.sub(r"\s", "", text).strip("{}") != ",".join(f"{axis}:{size}" for axis, size in axes):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mesh such as '{{tensor: 4}}'")
+    return {axis: int(size) for axis, size in axes}
+
+
 def _dashed(token: str) -> str:
     """An option with dashes for underscores in its name, which are accepted as in all commands."""
     return re.sub(r"^--\w+(?==|$)", lambda name: name[0].replace("_", "-"), token, flags=re.ASCII)
@@ -113,6 +124,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--temperature", type=float, default=0.0, help="0 always takes the most likely token")
     add("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0 is all")
     add("--top-p", type=float, default=1.0, help="draw from the most likely tokens that make up p")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1, tokens that stand there already come less")
     add("--seed", type=int, default=0, help="of the draws")
     add("--frames", type=int, default=8, help="how many frames of a video are looked at")
     add("--clip", type=float, nargs=2, metavar=("START", "END"), help="the seconds of the videos that are looked at")
@@ -133,6 +145,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of weights and computation; by default float32 on a CPU, else bfloat16",
+    )
+    add("--plan", default="single", help="a shipped sharding plan, or a YAML file; single is one device")
+    add("--mesh", type=_mesh, metavar="SIZES", help="sizes of the plan's axes, such as '{tensor: 4}'")
+    add(
+        "--int8",
+        action="append",
+        choices=("weights", "cache"),
+        help="kept in eight bits, at some loss of quality; may be given twice",
     )
     if not argv:
         parser.print_help(sys.stderr)

@@ -78,6 +78,13 @@ class SentencePieceTokenizer:
                 stretch.append(number)
         return text + self._model.decode(stretch)
 
+    def bytes_of(self, number: int) -> bytes:
+        if number in self._added or number >= self._size:
+            return self.decode([number], skip_special=False).encode()
+        piece = self._model.id_to_piece(number)
+        # A byte's piece is "<0xE4>".
+        return bytes.fromhex(piece[3:5]) if self._model.is_byte(number) else piece.replace(SPACE, " ").encode()
+
     def translate(self, bos: str | None) -> tokenizers.Tokenizer:
         """The same tokenizer for the `tokenizers` library, which transformers reads without sentencepiece.
 

@@ -78,6 +78,10 @@ class Tokenizer:
         """The text of ids; special tokens are left out unless `skip_special` is False."""
         return self._codec.decode((int(i) for i in ids), skip_special)
 
+    def bytes_of(self, number: int) -> bytes:
+        """The bytes that a token stands for, of UTF-8 text, maybe a part of a character; none for an id of no token."""
+        return self._codec.bytes_of(number)
+
     def id(self, token: str) -> int:
         """The id of one token.
 

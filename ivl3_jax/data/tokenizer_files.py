@@ -6,6 +6,7 @@ sentencepiece model, `tokenizer.model`; the tokens beside them are in `added_tok
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from ivl3_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from ivl3_jax.data.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 
 # How Qwen2 cuts text into words: contractions, letters, single digits, punctuation, line breaks, spaces.
 QWEN_WORDS = (
@@ -22,6 +23,11 @@ QWEN_WORDS = (
 )
 WHOLE, VOCAB, MERGES, PIECES = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"
 ADDED, SETTINGS = "added_tokens.json", "tokenizer_config.json"
+
+# What byte-level BPE writes for each byte: what prints is itself, the others are what follows 255, in order (GPT-2).
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
 
 
 class Codec(Protocol):
@@ -35,6 +41,8 @@ class Codec(Protocol):
 
     def decode(self, ids: Iterable[int], skip_special: bool) -> str: ...
 
+    def bytes_of(self, number: int) -> bytes: ...
+
 
 class LibraryCodec:
     """A tokenizer of the `tokenizers` library, which neither truncates nor pads."""
@@ -44,12 +52,21 @@ class LibraryCodec:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.get_vocab_size, self.token_to_id = tokenizer.get_vocab_size, tokenizer.token_to_id
+        self._byte_level = tokenizer.decoder is not None and b"ByteLevel" in tokenizer.decoder.__getstate__()
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def bytes_of(self, number: int) -> bytes:
+        piece = self.tokenizer.id_to_token(number) or ""
+        if self._byte_level:
+            known = all(character in BYTES for character in piece)
+            return bytes(BYTES[character] for character in piece) if known else piece.encode()
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)  # where there is no piece for a character
+        return bytes.fromhex(byte[1]) if byte else piece.replace(SPACE, " ").encode()
 
 
 def read_tokenizer(directory: str | Path) -> tuple[Codec, Path]:

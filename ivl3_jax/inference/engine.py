@@ -58,7 +58,7 @@ class Engine:
         self._arrived: deque[Prefill] = deque()
         self._running: list[Row] = []
         self._flight: Flight | None = None
-        self._stepping = threading.Lock()
+        self._stepping = threading.RLock()  # a listener may submit what the cache has to grow for
 
     @property
     def room(self) -> int:
@@ -85,8 +85,10 @@ class Engine:
 
         Raises:
             ValueError: a number is out of its bounds, or prompt and answer pass what the model or the cache takes.
+            MemoryError: there is no memory for a cache that takes them.
         """
         self._check(request)
+        self._make_fit(request)
         ticket = Ticket(request, listener)
         rows = [Row(ticket, sample) for sample in range(request.samples)]
         for start in range(0, len(rows), self.limits.rows):
@@ -110,7 +112,8 @@ class Engine:
         """The answer of each prompt as token ids, without the stop token that ended it; equal prompts draw differently.
 
         Raises:
-            ValueError: as `submit`, or there is no prompt.
+            ValueError: there is no prompt, or as `submit`.
+            MemoryError: as `submit`.
         """
         if not len(prompts):
             raise ValueError("there is no prompt; give at least one")
@@ -125,12 +128,13 @@ class Engine:
         """Works until all that is asked is answered; leaving it with an error or Ctrl-C cancels all.
 
         Raises:
-            ValueError: as `submit`, before anything is done.
+            ValueError, MemoryError: as `submit`, the former before anything is done.
         """
         for request in requests:
             self._check(request)
-        tickets = [self.submit(request) for request in requests]
+        tickets: list[Ticket] = []
         try:
+            tickets += map(self.submit, requests)
             while any(ticket.unfinished for ticket in tickets):
                 self.step()
         finally:
@@ -142,7 +146,7 @@ class Engine:
         """A piece of prompts, if any waits, and a token of every answer that runs."""
         with self._stepping, uninterrupted():
             while self._arrived:
-                self._take_in(self._arrived.popleft())
+                self._prefills.waiting.append(self._arrived.popleft())
             for row in self._prefills.drop_unwanted():
                 row.ticket.say(Said(row.sample, finish="cancelled"))
             for row in [row for row in self._running if not row.wanted]:
@@ -150,32 +154,42 @@ class Engine:
             self._fill()
             self._decode()
 
-    def _take_in(self, prefill: Prefill) -> None:
-        needed = self._page_count(prefill.ticket.request)
-        if needed > self._pages.count - 1:
-            self._grow(max(needed + 1, 2 * self._pages.count - 1))
-        self._prefills.waiting.append(prefill)
+    def _make_fit(self, request: Request) -> None:
+        """Grows the cache if it is too small even for this request alone."""
+        needed = 1 + self._page_count(request)
+        with self._stepping, uninterrupted():
+            if needed <= self._pages.count:
+                return
+            doubled = min(self._most_pages, 2 * self._pages.count - 1)
+            if not any(self._grow(pages) for pages in (doubled, needed) if pages >= needed):
+                raise MemoryError(
+                    f"the prompt has {len(request.prompt)} tokens and the answer may have {request.max_new_tokens}; "
+                    "there is no memory for a cache of that size: use fewer or smaller images, or lower max_new_tokens"
+                )
 
     def _grown(self) -> bool:
         """Doubles the cache, unless its size was given, it has room for all rows at their longest, or memory is out."""
         if self._pages.count >= self._most_pages:
             return False
+        if not self._grow(min(self._most_pages, 2 * self._pages.count - 1)):
+            self._most_pages = self._pages.count
+            return False
+        return True
+
+    def _grow(self, pages: int) -> bool:
+        """Makes the cache one of so many pages; False if there is no memory for it."""
         try:
-            self._grow(min(self._most_pages, 2 * self._pages.count - 1))
+            self._device.grow(pages)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            self._most_pages = self._pages.count
             positions = (self._pages.count - 1) * self.limits.page
             logging.getLogger(__name__).warning(
                 "no memory for a larger cache: it stays at %d positions, and rows take turns", positions
             )
             return False
-        return True
-
-    def _grow(self, pages: int) -> None:
-        self._device.grow(pages)
         self._pages.grow(pages)
+        return True
 
     def _fill(self) -> None:
         free, alone = self.limits.rows - len(self._running), not self._running and not self._flight

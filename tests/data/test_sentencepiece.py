@@ -124,6 +124,18 @@ def test_the_translation_gives_the_same_ids(both, text):
     assert translated.encode(text) == pieces.encode(text)
 
 
+@given(st.one_of(st.text(), st.text("ab =\n-\t🙂図")))
+@settings(max_examples=200, deadline=None)
+def test_bytes_of_tokens_are_the_text(both, text):
+    """With the space that some models put in front; also of characters that have no piece, whose bytes have."""
+    pieces, translated = both
+    ids = pieces.encode(text)
+    found = [codec.bytes_of(number) for codec in both for number in ids]
+    assert found[: len(ids)] == found[len(ids) :]
+    if pieces.decode(ids, skip_special=False) == text:
+        assert b"".join(found[: len(ids)]).decode() in (text, f" {text}")
+
+
 def test_transformers_opens_the_translation(pieces, tmp_path):
     transformers = pytest.importorskip("transformers")
     codec = read_pieces(pieces)

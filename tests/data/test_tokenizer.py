@@ -41,6 +41,19 @@ def test_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == unicodedata.normalize("NFC", text)
 
 
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_bytes_of_tokens_are_the_text(tokenizer, text):
+    """Also of tokens that are parts of a character."""
+    found = b"".join(map(tokenizer.bytes_of, tokenizer.encode(text)))
+    assert found == unicodedata.normalize("NFC", text).encode()
+
+
+def test_bytes_of_special_tokens_and_of_none(tokenizer):
+    assert tokenizer.bytes_of(tokenizer.id("<IMG_CONTEXT>")) == b"<IMG_CONTEXT>"
+    assert tokenizer.bytes_of(len(tokenizer) + 7) == b""
+
+
 def test_special_tokens_in_text(tokenizer):
     ids = tokenizer.encode("<img><IMG_CONTEXT></img>a<|im_end|>")
     assert ids[:3] == [tokenizer.id("<img>"), tokenizer.id("<IMG_CONTEXT>"), tokenizer.id("</img>")]

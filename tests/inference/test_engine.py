@@ -317,6 +317,26 @@ def test_rows_take_turns_where_memory_is_out(answers, monkeypatch, caplog):
     ]
 
 
+def test_a_request_for_which_there_is_no_memory_is_refused_alone(answers, monkeypatch):
+    """Before the cache doubles without need, it is asked for what the request takes."""
+    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 96)
+    full = Engine(model(), Limits(rows=4, page=16, piece=32))
+    grow, asked = full._device.grow, []
+
+    def refuse(pages):
+        asked.append(pages)
+        if pages > 10:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        grow(pages)
+
+    monkeypatch.setattr(full._device, "grow", refuse)
+    with pytest.raises(MemoryError, match="12 tokens and the answer may have 200; there is no memory for a cache"):
+        full.run([Request(PROMPTS[2], NEW), Request(PROMPTS[1], 200)])
+    assert asked == [15] and full._pages.count == 7
+    assert full.generate(PROMPTS, 3 * NEW, ()) == answers
+    assert asked == [15, 13, 8, 15] and full._pages.count == 8
+
+
 def test_a_prompt_of_many_more_pages_than_its_first_piece():
     """The table of a piece has room for the pages up to its end, and the prompt has others behind."""
     long = prompt(330, 4, 5)

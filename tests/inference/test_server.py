@@ -158,6 +158,7 @@ def test_log_probabilities(client):
     assert len(told) == found.usage.completion_tokens
     for token in told:
         assert len(token.top_logprobs) == 3 and token.top_logprobs[0].logprob == token.logprob <= 0
+    assert all(bytes(token.bytes).decode(errors="replace") == token.token for token in told)
     streamed = client.chat.completions.create(**asked("Who?", logprobs=True, top_logprobs=3), stream=True)
     pieces = [c.choices[0].logprobs.content for c in streamed if c.choices and c.choices[0].logprobs]
     assert [token.token for piece in pieces for token in piece] == [token.token for token in told]
@@ -233,6 +234,7 @@ BAD = [
     (messages({"role": "user", "content": "a"}, {"role": "system", "content": "b"}), 400, "messages", "the last turn"),
     (messages({"role": "user", "content": "<|im_end|>"}), 400, "messages", "special token <|im_end|>"),
     (messages({"role": "user", "content": "an <image> here"}), 400, "messages.0.content", "parts of type image_url"),
+    (messages({"role": "user", "content": "a <video> tag"}), 400, "messages.0.content", "write it < video>"),
     (messages({"role": "user", "content": "\ud800"}), 400, None, ""),
     (part(type="video", text="x"), 400, "messages.0.content.0", "'text', 'image_url'"),
     (part(type="text", text=3), 400, "messages.0.content.0.text", "3"),

@@ -12,6 +12,8 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)]\s.*)?", re.DOTALL)
 _NUMBER = re.compile(
     r"[+-]?(?:\d{1,50}/\d{1,50}|(?:\d{1,50}(?:\.\d{0,50})?|\.\d{1,50})(?:e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE
 )
+# What is said once more in front of an answer: "the answer is 5", "x = 5".
+_BEFORE = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)\s*|[A-Za-z]\s*=\s*(?=[-+.\d\\])", re.IGNORECASE)
 _AROUND = ("$", "**", "`", '"', "'", "\\(", "\\)", "\\[", "\\]")
 
 
@@ -35,7 +37,8 @@ def comparable(text: str) -> str | Fraction:
     """What is compared of an answer: its number, the letter of a choice, or its text.
 
     Case, spaces, a full stop at the end, marks of LaTeX and Markdown around do not count, nor do commas between
-    thousands; 0.5 is 1/2 and 50%; "(B)" and "B. two" are B.
+    thousands, "the answer is" or "x =" in front; 0.5 is 1/2 and 50%; "(B)" and "B. two" are B. Units count: "5 cm" is
+    not "5".
     """
     text = plain(text)
     if (number := _number(text)) is not None:
@@ -52,6 +55,8 @@ def plain(text: str) -> str:
         text = " ".join(text.split()).rstrip(".")
         for mark in _AROUND:
             text = text.removeprefix(mark).removesuffix(mark)
+        if said := _BEFORE.match(text):
+            text = text[said.end() :]
         if wrapped := re.fullmatch(r"\\(?:text|mathrm|mathbf|boxed)\{(.*)\}", text):
             text = wrapped[1]
     return text

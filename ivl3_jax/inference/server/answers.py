@@ -29,6 +29,7 @@ class Answer:
 
     Attributes:
         ticket: of the engine, once it has said something.
+        status: of HTTP, of a stream that has ended; 499 says that its client left first.
     """
 
     asked: InitVar[ChatRequest]  # not kept: it has the pictures
@@ -38,6 +39,7 @@ class Answer:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     ticket: Ticket | None = None
+    status: int = 499
 
     def __post_init__(self, asked: ChatRequest) -> None:
         self.choices = [Choice(Wording(self.tokenizer, asked.stop or [])) for _ in range(asked.n or 1)]
@@ -117,8 +119,8 @@ class Answer:
 
     def _logprob(self, said: Said) -> dict[str, Any]:
         def entry(token: int | None, logprob: float | None) -> dict[str, Any]:
-            text = self.tokenizer.decode([] if token is None else [token], skip_special=False)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            said = b"" if token is None else self.tokenizer.bytes_of(token)
+            return {"token": said.decode(errors="replace"), "logprob": logprob, "bytes": list(said)}
 
         return entry(said.token, said.logprob) | {"top_logprobs": [entry(*likely) for likely in said.likely]}
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from ivl3_jax.inference.server.service import Failed, Service
 PAGE = Path(__file__).parent / "page"
 BODY = 60.0  # seconds that a body may take to come
 LOOK = 0.5  # seconds between two looks whether a client that waits has gone
+CUT_SHORT = (TimeoutError, MemoryError, Failed)  # what an answer may end by that was begun
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Server:
             streaming = bool(asked.stream)
             del asked
             if streaming:
-                return _Events(self._streamed(answer, request, began), self._places.release)
+                return _Events(self._streamed(answer, request, began), partial(self._streamed_out, answer))
             return await self._whole(call, answer, request, began)
-        except TimeoutError:
-            raise self._too_long() from None
+        except CUT_SHORT as error:
+            raise self._cut_short(error) from None
         finally:
             if not streaming:
                 self._places.release()
@@ -144,10 +146,6 @@ class Server:
                     if not work.done() and await call.is_disconnected():
                         raise ClientDisconnect
                 work.result()
-        except TimeoutError:
-            raise self._too_long() from None
-        except Failed:
-            raise ApiError(500, "the engine broke down; see the server's log", code="engine_failed") from None
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
@@ -164,16 +162,30 @@ class Server:
                         self.metrics.first.observe(time.perf_counter() - began)
                         first = False
                     yield event
-        except TimeoutError:
-            yield _failed(self._too_long())
-        except Failed:
-            yield _failed(ApiError(500, "the engine broke down; see the server's log", code="engine_failed"))
+            answer.status = 200
+        except CUT_SHORT as error:
+            told = self._cut_short(error)
+            answer.status = told.status
+            yield _failed(told)
+        except Exception:
+            answer.status = 500
+            raise
         finally:
             await said.aclose()
             self._count(answer, began)
 
-    def _too_long(self) -> ApiError:
-        return ApiError(504, f"not answered within {self.settings.bounds.seconds:g} s", code="timeout")
+    def _streamed_out(self, answer: Answer) -> None:
+        """A stream has ended, whether or not it began."""
+        self.metrics.requests.labels(str(answer.status)).inc()
+        self._places.release()
+
+    def _cut_short(self, error: Exception) -> ApiError:
+        """What the client of a request is told that could not be answered to its end."""
+        if isinstance(error, TimeoutError):
+            return ApiError(504, f"not answered within {self.settings.bounds.seconds:g} s", code="timeout")
+        if isinstance(error, MemoryError):
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        return ApiError(500, "the engine broke down; see the server's log", code="engine_failed")
 
     def _count(self, answer: Answer, began: float) -> None:
         usage = answer.usage
@@ -195,8 +207,8 @@ class Server:
             return JSONResponse({"tiles": tiles, "tokens": self.processor.tile_tokens})
         except Fault as fault:
             raise ApiError(400, str(fault), param="url", code="invalid_image") from None
-        except TimeoutError:
-            raise self._too_long() from None
+        except TimeoutError as error:
+            raise self._cut_short(error) from None
         finally:
             self._places.release()
 
@@ -296,7 +308,11 @@ def application(chat: Chat, settings: Settings) -> Starlette:
                     response.headers["retry-after"] = "1"
             except ClientDisconnect:
                 response = Response(status_code=499)
-            server.metrics.requests.labels(str(response.status_code)).inc()
+            except Exception:
+                server.metrics.requests.labels("500").inc()
+                raise
+            if not isinstance(response, _Events):  # how a stream ends is known at its end
+                server.metrics.requests.labels(str(response.status_code)).inc()
             return response
 
         return run

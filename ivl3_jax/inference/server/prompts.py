@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ivl3_jax.data.encoded import Encoded
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.processor import Processor
-from ivl3_jax.data.records import IMAGE_PLACEHOLDER, Message, Sample, Stored
+from ivl3_jax.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Message, Sample, Stored
 from ivl3_jax.inference.request import Request
 from ivl3_jax.inference.sampling import Sampling
 from ivl3_jax.inference.server.errors import ApiError
@@ -97,11 +97,15 @@ def _message(message: ChatMessage, number: int, pictures: list[tuple[str, str]],
                 texts.append(part.text)
     if role == "assistant":
         return Message(role, processor.harmless("\n".join(texts)))
-    own = [text for text in texts if text is not IMAGE_PLACEHOLDER and IMAGE_PLACEHOLDER in text]
-    if role == "user" and own:
-        where = f"messages.{number}.content"
-        told = f"{where} has {IMAGE_PLACEHOLDER} in its text; send pictures as parts of type image_url"
-        raise ApiError(400, told, param=where, code="invalid_messages")
+    own = "\n".join(text for text in texts if text is not IMAGE_PLACEHOLDER)
+    for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
+        if role == "user" and mark in own:
+            where = f"messages.{number}.content"
+            told = (
+                f"{where} has {mark} in its text, which stands for a picture or video; write it {mark[0]} {mark[1:]}, "
+                "and send pictures as parts of type image_url"
+            )
+            raise ApiError(400, told, param=where, code="invalid_messages")
     return Message(role, "\n".join(texts))
 
 

@@ -27,6 +27,11 @@ from ivl3_jax.inference.scaling.final_answer import final_answer, same_answer
         ("The final answer is: **B**", "B"),
         ("Final answer: −5", "-5"),
         ("", None),
+        ("Final answer: The answer is 5.", "5"),
+        ("Final answer: **The final answer is:** $x = 5$", "5"),
+        ("\\boxed{x=5}", "5"),
+        ("Final answer: B = two dogs", "B = two dogs"),
+        ("Final answer: The answer is", None),
     ],
 )
 def test_final_answer(solution, final):
@@ -52,6 +57,10 @@ def test_final_answer(solution, final):
         ("", "2", False),
         ("−5", "-5", True),
         ("1e3", "1000", True),
+        ("x = 5", "5", True),
+        ("x = 5", "y = 6", False),
+        ("5 cm", "5", False),
+        ("5 cm", "5 m", False),
         ("1e10000000", "10", False),
         ("9" * 10_000_000, "10", False),
         (None, "2", False),
