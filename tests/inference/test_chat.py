@@ -16,6 +16,7 @@ from ivl3_jax.data.template import INTERNVL_SYSTEM, ChatTemplate
 from ivl3_jax.data.video import sample_frames
 from ivl3_jax.inference.request import Said
 from ivl3_jax.inference.sampling import Sampling
+from ivl3_jax.sharding.plan import ShardingPlan
 from tests.data.pictures import write_video
 from tests.models.small import checkpoint
 
@@ -239,6 +240,16 @@ def test_the_command_takes_videos_and_modes(chat, picture, tmp_path, capsys):
     assert capsys.readouterr().out == changed.ask("Who?", [picture], max_new_tokens=12) + "\n"
 
 
+def test_the_command_takes_plans_and_eight_bits(capsys):
+    plan, penalty = ["--plan", "fsdp_tensor", "--mesh", "{tensor: 2}"], ["--repetition-penalty", "1.5"]
+    options = ["--max-new-tokens", "12", "--int8", "weights", "--int8", "cache"]
+    assert main(["chat", str(checkpoint()), "Who?", *options, *plan, *penalty]) == 0
+    model = ivl3_jax.load(checkpoint(), plan=ShardingPlan.read("fsdp_tensor", {"tensor": 2}))
+    chat = ivl3_jax.Chat(model, int8=("weights", "cache"))
+    told = chat.ask("Who?", max_new_tokens=12, sampling=Sampling(repetition_penalty=1.5))
+    assert capsys.readouterr().out == told + "\n"
+
+
 def test_the_command_answers(chat, picture, capsys):
     for option in ("--max-new-tokens", "--max_new_tokens"):
         assert main(["chat", str(checkpoint()), str(picture), "How many?", option, "12"]) == 0
@@ -274,6 +285,9 @@ def test_the_command_answers(chat, picture, capsys):
             "the number of frames is 0; it must be a whole number",
         ),
         (["DIR", "EMPTY", "What?"], 1, "the directory has no frames; valid are files that end in .jpg"),
+        (["DIR", "What?", "--mesh", "tensor=2"], 2, "argument --mesh: 'tensor=2' is no mesh such as '{tensor: 4}'"),
+        (["DIR", "What?", "--int8", "keys"], 2, "argument --int8: invalid choice: 'keys'"),
+        (["DIR", "What?", "--plan", "none"], 1, "no sharding plan 'none'; shipped: context"),
         (["DIR", "What?", "--visual-delta", "2"], 1, "the visual delta is 2.0; it must be a number from 1/256 to 1"),
         (["DIR", "What?", "--system", " "], 1, "the system message is empty; 'none' leaves it out"),
         (["DIR", "Why? " * 200], 1, "together they pass the 512 that the model takes"),
