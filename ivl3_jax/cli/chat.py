@@ -91,10 +91,15 @@ def _fraction(text: str) -> float:
 
 
 def _mesh(text: str) -> dict[str, int]:
-    axes = re.findall(r"(\w+)\s*:\s*(\d+)", text)
-    if re.sub(r"\s", "", text).strip("{}") != ",".join(f"{axis}:{size}" for axis, size in axes):
+    import yaml
+
+    try:
+        sizes = yaml.safe_load(text)
+    except yaml.YAMLError:
+        sizes = None
+    if not isinstance(sizes, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mesh such as '{{tensor: 4}}'")
-    return {axis: int(size) for axis, size in axes}
+    return sizes
 
 
 def _dashed(token: str) -> str:
@@ -124,7 +129,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--temperature", type=float, default=0.0, help="0 always takes the most likely token")
     add("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0 is all")
     add("--top-p", type=float, default=1.0, help="draw from the most likely tokens that make up p")
-    add("--repetition-penalty", type=float, default=1.0, help="above 1, tokens that stand there already come less")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1, tokens of prompt and answer are less likely")
     add("--seed", type=int, default=0, help="of the draws")
     add("--frames", type=int, default=8, help="how many frames of a video are looked at")
     add("--clip", type=float, nargs=2, metavar=("START", "END"), help="the seconds of the videos that are looked at")

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         # The reader went away. Python flushes stdout once more at exit, which must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, MemoryError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("IVL3_DEBUG") == "1":
             raise
         message = explain(error)

@@ -81,7 +81,7 @@ class Talk:
             do(line)
         except BrokenPipeError:
             raise
-        except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             message = explain(error)
             if message is None or os.environ.get("IVL3_DEBUG") == "1":
                 raise
@@ -100,7 +100,7 @@ class Talk:
             print(f"\n(stopped{'; /undo takes the turn back' if told else ''})", flush=True)
             if not told:
                 return  # what is attached is still to be asked about
-        except (ValueError, MemoryError) as error:
+        except ValueError as error:
             if not self.images and not self.videos:
                 raise
             raise ValueError(f"{error} (what is attached stays so until /drop)") from error

@@ -79,7 +79,7 @@ class Tokenizer:
         return self._codec.decode((int(i) for i in ids), skip_special)
 
     def bytes_of(self, number: int) -> bytes:
-        """The bytes that a token stands for, of UTF-8 text, maybe a part of a character; none for an id of no token."""
+        """The bytes that a token stands for, of UTF-8 text, maybe a part of a character; b"" for an id of no token."""
         return self._codec.bytes_of(number)
 
     def id(self, token: str) -> int:

@@ -13,7 +13,7 @@ from ivl3_jax.inference.device import Device, Flight
 from ivl3_jax.inference.pages import Pages
 from ivl3_jax.inference.prefills import Prefill, Prefills
 from ivl3_jax.inference.programs import Told
-from ivl3_jax.inference.request import MOST_LOGPROBS, Finish, Limits, Request, Row, Said, Ticket, whole_number
+from ivl3_jax.inference.request import MOST_LOGPROBS, Finish, Limits, NoRoom, Request, Row, Said, Ticket, whole_number
 from ivl3_jax.inference.sampling import GREEDY, Sampling
 from ivl3_jax.inference.uninterrupted import uninterrupted
 from ivl3_jax.models.model import Model
@@ -58,7 +58,7 @@ class Engine:
         self._arrived: deque[Prefill] = deque()
         self._running: list[Row] = []
         self._flight: Flight | None = None
-        self._stepping = threading.RLock()  # a listener may submit what the cache has to grow for
+        self._stepping, self._inside = threading.RLock(), False
 
     @property
     def room(self) -> int:
@@ -81,11 +81,15 @@ class Engine:
         """Takes a request, from any thread; its answers are told by the steps that follow.
 
         Args:
-            listener: called with everything that is said, in the thread that calls `step`.
+            listener: called with everything that is said, in the thread that calls `step`. It may submit and cancel,
+                and must not call `step`.
+
+        Returns:
+            At once, unless the cache has to grow for this request alone, which waits for the end of a step.
 
         Raises:
-            ValueError: a number is out of its bounds, or prompt and answer pass what the model or the cache takes.
-            MemoryError: there is no memory for a cache that takes them.
+            ValueError: a number is out of its bounds, prompt and answer pass what the model or the cache takes, or
+                there is no memory for a cache that takes them (`NoRoom`).
         """
         self._check(request)
         self._make_fit(request)
@@ -112,8 +116,7 @@ class Engine:
         """The answer of each prompt as token ids, without the stop token that ended it; equal prompts draw differently.
 
         Raises:
-            ValueError: there is no prompt, or as `submit`.
-            MemoryError: as `submit`.
+            ValueError: as `submit`, or there is no prompt.
         """
         if not len(prompts):
             raise ValueError("there is no prompt; give at least one")
@@ -128,13 +131,14 @@ class Engine:
         """Works until all that is asked is answered; leaving it with an error or Ctrl-C cancels all.
 
         Raises:
-            ValueError, MemoryError: as `submit`, the former before anything is done.
+            ValueError: as `submit`; but for `NoRoom` before anything is done.
         """
         for request in requests:
             self._check(request)
         tickets: list[Ticket] = []
         try:
-            tickets += map(self.submit, requests)
+            for request in requests:
+                tickets.append(self.submit(request))
             while any(ticket.unfinished for ticket in tickets):
                 self.step()
         finally:
@@ -143,26 +147,40 @@ class Engine:
         return tickets
 
     def step(self) -> None:
-        """A piece of prompts, if any waits, and a token of every answer that runs."""
+        """A piece of prompts, if any waits, and a token of every answer that runs.
+
+        Raises:
+            RuntimeError: a listener calls it, within a step.
+        """
         with self._stepping, uninterrupted():
-            while self._arrived:
-                self._prefills.waiting.append(self._arrived.popleft())
-            for row in self._prefills.drop_unwanted():
-                row.ticket.say(Said(row.sample, finish="cancelled"))
-            for row in [row for row in self._running if not row.wanted]:
-                self._finish(row, "cancelled")
-            self._fill()
-            self._decode()
+            if self._inside:
+                raise RuntimeError("a listener calls the engine's step, which tells it something just now")
+            self._inside = True
+            try:
+                self._step()
+            finally:
+                self._inside = False
+
+    def _step(self) -> None:
+        while self._arrived:
+            self._prefills.waiting.append(self._arrived.popleft())
+        for row in self._prefills.drop_unwanted():
+            row.ticket.say(Said(row.sample, finish="cancelled"))
+        for row in [row for row in self._running if not row.wanted]:
+            self._finish(row, "cancelled")
+        self._fill()
+        self._decode()
 
     def _make_fit(self, request: Request) -> None:
         """Grows the cache if it is too small even for this request alone."""
         needed = 1 + self._page_count(request)
+        if needed <= self._pages.count:  # which never falls: nobody waits for a step in vain
+            return
         with self._stepping, uninterrupted():
-            if needed <= self._pages.count:
-                return
             doubled = min(self._most_pages, 2 * self._pages.count - 1)
-            if not any(self._grow(pages) for pages in (doubled, needed) if pages >= needed):
-                raise MemoryError(
+            sizes = [pages for pages in (doubled, needed) if pages >= needed > self._pages.count]
+            if sizes and not any(map(self._grow, sizes)):
+                raise NoRoom(
                     f"the prompt has {len(request.prompt)} tokens and the answer may have {request.max_new_tokens}; "
                     "there is no memory for a cache of that size: use fewer or smaller images, or lower max_new_tokens"
                 )
@@ -173,6 +191,10 @@ class Engine:
             return False
         if not self._grow(min(self._most_pages, 2 * self._pages.count - 1)):
             self._most_pages = self._pages.count
+            positions = (self._pages.count - 1) * self.limits.page
+            logging.getLogger(__name__).warning(
+                "no memory for a larger cache: it stays at %d positions, and rows take turns", positions
+            )
             return False
         return True
 
@@ -183,10 +205,6 @@ class Engine:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            positions = (self._pages.count - 1) * self.limits.page
-            logging.getLogger(__name__).warning(
-                "no memory for a larger cache: it stays at %d positions, and rows take turns", positions
-            )
             return False
         self._pages.grow(pages)
         return True

@@ -17,6 +17,10 @@ Finish = Literal["stop", "length", "cancelled"]
 MOST_LOGPROBS = 20
 
 
+class NoRoom(ValueError):
+    """There is no memory for a cache that takes a request."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an engine has room for.

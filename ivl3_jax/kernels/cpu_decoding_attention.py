@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-PAGES = 4, 32  # that are looked at together: so many for each row, and at most so many
+EACH, MOST = 4, 32  # pages that are looked at together: of each row, and of all
 WIDTH = 128  # numbers of a position that one product takes
 
 
 def paged_attention(q: jax.Array, cache: Sequence[jax.Array], table: jax.Array, lengths: jax.Array) -> jax.Array:
     """`oracle.paged_attention` of queries whose positions are in the cache already.
 
-    The pages of all rows are one list, of which some are looked at together: nothing behind a row's end is read,
+    The pages of all rows are one list, of which some are looked at together: no page behind a row's end is read,
     however their lengths differ, and there are few operations, of which each costs a CPU some microseconds. What pages
-    give of a row is put together by a running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867).
+    give of a row is put together by a running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867); no row's numbers
+    touch another's.
 
     Args:
         q: [B, S, N, H], the queries at positions lengths .. lengths + S - 1 of each row.
@@ -40,14 +41,14 @@ def paged_attention(q: jax.Array, cache: Sequence[jax.Array], table: jax.Array, 
 
     counts = (lengths + S - 1) // page + 1
     ends = jnp.cumsum(counts)
-    together = min(PAGES[0] * B, PAGES[1])
+    together = min(EACH * B, MOST)
 
     def look(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, sums = carry
         item = step * together + jnp.arange(together)
         row = jnp.minimum((item[:, None] >= ends).sum(1), B - 1)
-        turn = item - (ends - counts)[row]  # behind the list's end: pages of the last row that it has not, unseen
-        pages = table[row, jnp.minimum(turn, table.shape[1] - 1)]
+        turn = item - (ends - counts)[row]
+        pages = table[row, jnp.minimum(turn, counts[row] - 1)]  # behind the list's end the last one again, unseen
         keys, values, *scales = (x[pages].astype(accumulate) for x in cache)
         if scales:
             pairs = zip((keys, values), scales, strict=True)
@@ -55,14 +56,11 @@ def paged_attention(q: jax.Array, cache: Sequence[jax.Array], table: jax.Array, 
         keys, values = (x.reshape(together, page, n, g * H) for x in (keys, values))
         seen = (turn * page)[:, None, None] + jnp.arange(page) <= last[row][:, :, None]
         scores = jnp.where(seen[:, None], jnp.einsum("inrc,ipnc->inrp", queries[row], keys), -jnp.inf)
-        mine = row == jnp.arange(B)[:, None]
-        highest = jnp.where(mine[:, :, None, None], scores.max(-1), lowest).max(1)  # [B, n, g·R]
-        highest = jnp.maximum(most, highest)
+        highest = most.at[row].max(scores.max(-1))  # [B, n, g·R]
         weights, kept = jnp.exp(scores - highest[row][..., None]), jnp.exp(most - highest)
         found = jnp.einsum("inrp,ipnc->inrc", weights, values)
-        to_rows = mine.astype(accumulate)
-        total = total * kept + jnp.tensordot(to_rows, weights.sum(-1), 1)
-        return highest, total, sums * kept[..., None] + jnp.tensordot(to_rows, found, 1)
+        total = (total * kept).at[row].add(weights.sum(-1))
+        return highest, total, (sums * kept[..., None]).at[row].add(found)
 
     shape = B, n, g * R
     begin = jnp.full(shape, lowest, accumulate), jnp.zeros(shape, accumulate), jnp.zeros((*shape, g * H), accumulate)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("starlette", reason="starlette is not installed (extra: serve)")
 
 import ivl3_jax
-from ivl3_jax.inference.request import Limits
+from ivl3_jax.inference.request import Limits, NoRoom
 from ivl3_jax.inference.server.app import Settings, application
 from ivl3_jax.inference.server.prompts import Bounds
 from tests.inference.test_server import asked, served
@@ -49,7 +49,7 @@ def counted(address):
 
 def test_no_memory_for_a_request(app, address, monkeypatch):
     def refuse(*_):
-        raise MemoryError(TOO_LARGE)
+        raise NoRoom(TOO_LARGE)
 
     monkeypatch.setattr(app.state.server.service.engine, "submit", refuse)
     for stream, status in ((False, 400), (True, None)):
@@ -75,12 +75,12 @@ def test_an_engine_that_breaks_down(app, address, monkeypatch):
 def test_answers_that_take_too_long(app, address, monkeypatch):
     server = app.state.server
     step = server.service.engine.step
-    monkeypatch.setattr(server.service.engine, "step", lambda: None)
-    monkeypatch.setattr(server, "settings", replace(server.settings, bounds=Bounds(seconds=0.5)))
+    monkeypatch.setattr(server.service.engine, "step", lambda: time.sleep(0.05))
+    monkeypatch.setattr(server, "settings", replace(server.settings, bounds=Bounds(seconds=5)))
     for stream, status in ((True, None), (False, 504)):
         found, error = told(address, stream)
         assert found == status
-        assert error["code"] == "timeout" and "0.5 s" in error["message"]
+        assert error["code"] == "timeout" and "5 s" in error["message"]
     monkeypatch.setattr(server.service.engine, "step", step)
     assert counted(address) == {"504": 2}
 
@@ -95,9 +95,11 @@ def test_an_error_that_nobody_foresaw(app, address, monkeypatch):
     assert counted(address) == {"500": 1}
 
 
-def test_whole_streams_and_clients_that_leave(app, address):
+def test_whole_streams_and_clients_that_leave(app, address, monkeypatch):
+    step = app.state.server.service.engine.step
     with httpx.Client() as client:
         assert "[DONE]" in client.post(f"{address}/v1/chat/completions", json=asked(stream=True), timeout=60).text
+        monkeypatch.setattr(app.state.server.service.engine, "step", lambda: (time.sleep(0.1), step()))
         body = asked(stream=True, max_tokens=200)
         with client.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as answer:
             next(answer.iter_lines())

@@ -292,51 +292,6 @@ def test_an_interruption_waits_for_the_end_of_a_step(engine, answers, monkeypatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_cache_of_no_stated_size_grows_instead_of_taking_turns(answers, monkeypatch):
-    """No row gives way while there could be room; with a stated size they do, and say the same."""
-    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 64)
-    for positions, turns in ((None, False), (160, True)):
-        small = Engine(model(), Limits(rows=4, page=16, piece=32, positions=positions))
-        ways, give_way = [], small._give_way
-        small._give_way = lambda row, ways=ways, give_way=give_way: (ways.append(row), give_way(row))
-        assert small.generate(PROMPTS, 3 * NEW, ()) == answers
-        assert bool(ways) == turns
-
-
-def test_rows_take_turns_where_memory_is_out(answers, monkeypatch, caplog):
-    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 160)
-    full = Engine(model(), Limits(rows=4, page=16, piece=32))
-
-    def refuse(pages):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-
-    monkeypatch.setattr(full._device, "grow", refuse)
-    assert full.generate(PROMPTS, 3 * NEW, ()) == answers
-    assert [record.message for record in caplog.records if "no memory" in record.message] == [
-        "no memory for a larger cache: it stays at 160 positions, and rows take turns"
-    ]
-
-
-def test_a_request_for_which_there_is_no_memory_is_refused_alone(answers, monkeypatch):
-    """Before the cache doubles without need, it is asked for what the request takes."""
-    monkeypatch.setattr("ivl3_jax.inference.engine.FIRST_POSITIONS", 96)
-    full = Engine(model(), Limits(rows=4, page=16, piece=32))
-    grow, asked = full._device.grow, []
-
-    def refuse(pages):
-        asked.append(pages)
-        if pages > 10:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        grow(pages)
-
-    monkeypatch.setattr(full._device, "grow", refuse)
-    with pytest.raises(MemoryError, match="12 tokens and the answer may have 200; there is no memory for a cache"):
-        full.run([Request(PROMPTS[2], NEW), Request(PROMPTS[1], 200)])
-    assert asked == [15] and full._pages.count == 7
-    assert full.generate(PROMPTS, 3 * NEW, ()) == answers
-    assert asked == [15, 13, 8, 15] and full._pages.count == 8
-
-
 def test_a_prompt_of_many_more_pages_than_its_first_piece():
     """The table of a piece has room for the pages up to its end, and the prompt has others behind."""
     long = prompt(330, 4, 5)

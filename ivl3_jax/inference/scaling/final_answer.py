@@ -12,8 +12,9 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)]\s.*)?", re.DOTALL)
 _NUMBER = re.compile(
     r"[+-]?(?:\d{1,50}/\d{1,50}|(?:\d{1,50}(?:\.\d{0,50})?|\.\d{1,50})(?:e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE
 )
-# What is said once more in front of an answer: "the answer is 5", "x = 5".
-_BEFORE = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)\s*|[A-Za-z]\s*=\s*(?=[-+.\d\\])", re.IGNORECASE)
+# What is said once more in front of an answer, "the answer is 5", and what it is the value of, "x = 5".
+_AGAIN = re.compile(r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)\s*)+", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z]\s*=\s*(?=[-+.\d\\$*(][^=]*$)")
 _AROUND = ("$", "**", "`", '"', "'", "\\(", "\\)", "\\[", "\\]")
 
 
@@ -41,6 +42,8 @@ def comparable(text: str) -> str | Fraction:
     not "5".
     """
     text = plain(text)
+    if named := _VARIABLE.match(text):
+        text = plain(text[named.end() :])
     if (number := _number(text)) is not None:
         return number
     choice = _CHOICE.fullmatch(text)
@@ -55,7 +58,7 @@ def plain(text: str) -> str:
         text = " ".join(text.split()).rstrip(".")
         for mark in _AROUND:
             text = text.removeprefix(mark).removesuffix(mark)
-        if said := _BEFORE.match(text):
+        if said := _AGAIN.match(text):
             text = text[said.end() :]
         if wrapped := re.fullmatch(r"\\(?:text|mathrm|mathbf|boxed)\{(.*)\}", text):
             text = wrapped[1]

@@ -29,7 +29,7 @@ class Answer:
 
     Attributes:
         ticket: of the engine, once it has said something.
-        status: of HTTP, of a stream that has ended; 499 says that its client left first.
+        status: of HTTP, of a stream that has ended; 499 says that its client left first, or read no further.
     """
 
     asked: InitVar[ChatRequest]  # not kept: it has the pictures
@@ -119,8 +119,8 @@ class Answer:
 
     def _logprob(self, said: Said) -> dict[str, Any]:
         def entry(token: int | None, logprob: float | None) -> dict[str, Any]:
-            said = b"" if token is None else self.tokenizer.bytes_of(token)
-            return {"token": said.decode(errors="replace"), "logprob": logprob, "bytes": list(said)}
+            found = b"" if token is None else self.tokenizer.bytes_of(token)
+            return {"token": found.decode(errors="replace"), "logprob": logprob, "bytes": list(found)}
 
         return entry(said.token, said.logprob) | {"top_logprobs": [entry(*likely) for likely in said.likely]}
 

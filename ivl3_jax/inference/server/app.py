@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from ivl3_jax.data.faults import Fault
 from ivl3_jax.data.records import Message, Sample, Stored
 from ivl3_jax.inference.chat import Chat
-from ivl3_jax.inference.request import Request
+from ivl3_jax.inference.request import NoRoom, Request
 from ivl3_jax.inference.server import prompts, schema
 from ivl3_jax.inference.server.answers import Answer
 from ivl3_jax.inference.server.errors import ApiError
@@ -38,7 +38,7 @@ from ivl3_jax.inference.server.service import Failed, Service
 PAGE = Path(__file__).parent / "page"
 BODY = 60.0  # seconds that a body may take to come
 LOOK = 0.5  # seconds between two looks whether a client that waits has gone
-CUT_SHORT = (TimeoutError, MemoryError, Failed)  # what an answer may end by that was begun
+CUT_SHORT = (TimeoutError, NoRoom, Failed)  # what keeps a request that is taken from its answer's end
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Server:
         """What the client of a request is told that could not be answered to its end."""
         if isinstance(error, TimeoutError):
             return ApiError(504, f"not answered within {self.settings.bounds.seconds:g} s", code="timeout")
-        if isinstance(error, MemoryError):
+        if isinstance(error, NoRoom):
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         return ApiError(500, "the engine broke down; see the server's log", code="engine_failed")
 

@@ -43,7 +43,7 @@ class Service:
         """What is said to a request; leaving the iterator cancels it.
 
         Raises:
-            ValueError, MemoryError: as `Engine.submit`.
+            ValueError: as `Engine.submit`.
             Failed: the engine broke down.
         """
         loop, said = asyncio.get_running_loop(), asyncio.Queue[Said | None]()
