@@ -1,5 +1,6 @@
 """Answers that do not come to their end: what their clients are told, and what is counted."""
 
+import asyncio
 import json
 import time
 from dataclasses import replace
@@ -83,6 +84,34 @@ def test_answers_that_take_too_long(app, address, monkeypatch):
         assert error["code"] == "timeout" and "5 s" in error["message"]
     monkeypatch.setattr(server.service.engine, "step", step)
     assert counted(address) == {"504": 2}
+
+
+def test_a_client_that_reads_no_further_gives_its_place_back(app, monkeypatch):
+    """Whether the rest of the answer cannot be sent, or the last event that tells of it."""
+    server = app.state.server
+    monkeypatch.setattr("ivl3_jax.inference.server.app.LAST", 0.2)
+    server.settings = replace(server.settings, bounds=Bounds(seconds=3))
+    bodies, sent = [json.dumps(asked(stream=True)).encode()], []
+
+    async def receive():
+        if not bodies:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": bodies.pop()}
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) > 3:
+            await asyncio.sleep(60)
+
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": path}
+    scope |= {"headers": [(b"host", b"here")], "query_string": b"", "root_path": "", "scheme": "http"}
+    server.service.start()
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
+    server.service.stop()
+    assert b'"code": "timeout"' in sent[-1]["body"] and b"content" in sent[-2]["body"]
+    assert b'ivl3_requests_total{status="504"} 1.0' in server.metrics.text()
+    assert server._places._value == Bounds().waiting
 
 
 def test_an_error_that_nobody_foresaw(app, address, monkeypatch):

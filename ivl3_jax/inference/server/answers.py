@@ -29,7 +29,7 @@ class Answer:
 
     Attributes:
         ticket: of the engine, once it has said something.
-        status: of HTTP, of a stream that has ended; 499 says that its client left first, or read no further.
+        status: of HTTP, of a stream that has ended; 499 says that its client left first.
     """
 
     asked: InitVar[ChatRequest]  # not kept: it has the pictures

@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from ivl3_jax.inference.server.service import Failed, Service
 
 PAGE = Path(__file__).parent / "page"
 BODY = 60.0  # seconds that a body may take to come
+LAST = 5.0  # seconds for the last event of an answer that takes too long
 LOOK = 0.5  # seconds between two looks whether a client that waits has gone
 CUT_SHORT = (TimeoutError, NoRoom, Failed)  # what keeps a request that is taken from its answer's end
 
@@ -59,16 +60,28 @@ class Settings:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events; whatever becomes of the client, their generator is closed, and then `done` is called."""
+    """Server-sent events for so many seconds; then the event that `late` makes is the last.
 
-    def __init__(self, events: AsyncGenerator[str], done: Callable[[], None]) -> None:
+    Whatever becomes of the client, who may also read no further, their generator is closed, and then `done` is called.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[str], seconds: float, late: Callable[[], str], done: Callable[[], None]
+    ) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events, self._done = events, done
+        self._events, self._seconds, self._late, self._done = events, seconds, late, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                last = {"type": "http.response.body", "body": self._late().encode(), "more_body": False}
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST):
+                        await send(last)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()
@@ -102,7 +115,8 @@ class Server:
             streaming = bool(asked.stream)
             del asked
             if streaming:
-                return _Events(self._streamed(answer, request, began), partial(self._streamed_out, answer))
+                events, late = self._streamed(answer, request, began), partial(self._broken_off, answer, TimeoutError())
+                return _Events(events, self._left(began), late, partial(self._streamed_out, answer))
             return await self._whole(call, answer, request, began)
         except CUT_SHORT as error:
             raise self._cut_short(error) from None
@@ -156,23 +170,26 @@ class Server:
         said = self.service.answer(request)
         first = True
         try:
-            async with asyncio.timeout(self._left(began)):
-                async for event in answer.events(said):
-                    if first and answer.ticket is not None:
-                        self.metrics.first.observe(time.perf_counter() - began)
-                        first = False
-                    yield event
+            async for event in answer.events(said):
+                if first and answer.ticket is not None:
+                    self.metrics.first.observe(time.perf_counter() - began)
+                    first = False
+                yield event
             answer.status = 200
         except CUT_SHORT as error:
-            told = self._cut_short(error)
-            answer.status = told.status
-            yield _failed(told)
+            yield self._broken_off(answer, error)
         except Exception:
             answer.status = 500
             raise
         finally:
             await said.aclose()
             self._count(answer, began)
+
+    def _broken_off(self, answer: Answer, error: Exception) -> str:
+        """The last event of a stream that does not come to its end."""
+        told = self._cut_short(error)
+        answer.status = told.status
+        return f"data: {json.dumps(told.body)}\n\n"
 
     def _streamed_out(self, answer: Answer) -> None:
         """A stream has ended, whether or not it began."""
@@ -291,7 +308,7 @@ def application(chat: Chat, settings: Settings) -> Starlette:
     """The server as an ASGI application; its thread runs while it does."""
     server = Server(chat, settings)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         server.service.start()
         yield
@@ -342,10 +359,6 @@ def _file(name: str) -> Callable[[Call], Awaitable[Response]]:
         return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
 
     return send
-
-
-def _failed(error: ApiError) -> str:
-    return f"data: {json.dumps(error.body)}\n\n"
 
 
 def _png(tile: Any) -> str:
