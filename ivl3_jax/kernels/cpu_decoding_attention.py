@@ -52,9 +52,12 @@ def paged_attention(q: jax.Array, cache: Sequence[jax.Array], table: jax.Array, 
         keys, values, *scales = (x[pages].astype(accumulate) for x in cache)
         if scales:
             pairs = zip((keys, values), scales, strict=True)
-            keys, values = (x.reshape(*scale.shape, H) * scale[..., None] for x, scale in pairs)
+            keys, values = ((x.reshape(*scale.shape, H) * scale[..., None]).reshape(x.shape) for x, scale in pairs)
+        place = (turn * page)[:, None] + jnp.arange(page)
+        # What others left behind the row's end has no weight, but no weight times NaN is NaN.
+        values = jnp.where(place[..., None] < (lengths + S)[row, None, None], values, 0)
         keys, values = (x.reshape(together, page, n, g * H) for x in (keys, values))
-        seen = (turn * page)[:, None, None] + jnp.arange(page) <= last[row][:, :, None]
+        seen = place[:, None] <= last[row][:, :, None]
         scores = jnp.where(seen[:, None], jnp.einsum("inrc,ipnc->inrp", queries[row], keys), -jnp.inf)
         highest = most.at[row].max(scores.max(-1))  # [B, n, g·R]
         weights, kept = jnp.exp(scores - highest[row][..., None]), jnp.exp(most - highest)

@@ -52,11 +52,11 @@ def test_eight_bits_of_several_queries():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["keys", "values"])
 def test_what_is_no_number_stays_in_its_row(where, bad):
-    """Nor does anything come out of page 0, which is nobody's."""
+    """Nor does anything come out of page 0, which is nobody's, or of what others left behind a row's end."""
     q, cache, table, lengths = example(3, 1, 2, 3, 64, [40, 100, 20], wider=4)
     expected = np.asarray(paged_attention(q, cache, table, lengths))
     spoilt = cache[where == "values"]
-    spoilt[0], spoilt[table[1, 2], 3] = bad, bad
+    spoilt[0], spoilt[table[1, 2], 3], spoilt[table[0, 2], 9:], spoilt[table[2, 1], 5:] = bad, bad, bad, bad
     found = np.asarray(paged_attention(q, cache, table, lengths))
     assert not np.isfinite(found[1]).all()
     np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], rtol=1e-5, atol=1e-6)
