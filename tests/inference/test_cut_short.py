@@ -114,6 +114,13 @@ def test_a_client_that_reads_no_further_gives_its_place_back(app, monkeypatch):
     assert server._places._value == Bounds().waiting
 
 
+def test_a_stream_whose_time_is_over_before_it_begins(app, address, monkeypatch):
+    monkeypatch.setattr(app.state.server, "_left", lambda began: -1.0)
+    answer = httpx.post(f"{address}/v1/chat/completions", json=asked(stream=True), timeout=60)
+    assert answer.status_code in (200, 504) and '"code": "timeout"' in answer.text
+    assert counted(address) == {"504": 1}
+
+
 def test_an_error_that_nobody_foresaw(app, address, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("unforeseen")

@@ -7,7 +7,7 @@ import io
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -73,14 +73,23 @@ class _Events(StreamingResponse):
         self._events, self._seconds, self._late, self._done = events, seconds, late, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             try:
                 async with asyncio.timeout(self._seconds):
-                    await super().__call__(scope, receive, send)
+                    await super().__call__(scope, receive, sending)
             except TimeoutError:
                 last = {"type": "http.response.body", "body": self._late().encode(), "more_body": False}
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST):
+                        if not begun:
+                            await send({"type": "http.response.start", "status": 504, "headers": self.raw_headers})
                         await send(last)
         finally:
             with anyio.CancelScope(shield=True):
